@@ -1,0 +1,2 @@
+//! testpmd
+fn main() {}
