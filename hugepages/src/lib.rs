@@ -1,1 +1,26 @@
-//! Stub.
+//! Memory of guests and of our own, in the order a buffer meets it.
+//!
+//! The only crate that touches guest memory. Everything else holds [`Window`]s of rings and
+//! [`Buf`]s on loan, and needs no `unsafe` for either; `docs/memory.md` says why that is sound.
+
+// UNSAFETY: this crate is the room where addresses of shared memory become safe types.
+#![allow(unsafe_code)]
+
+#[cfg(not(all(target_endian = "little", target_pointer_width = "64")))]
+compile_error!(
+    "rings are little-endian and addresses are 64 bits wide: big-endian and 32-bit hosts are not supported"
+);
+
+pub mod buf;
+mod copy;
+pub mod map;
+pub mod pool;
+pub mod reserve;
+pub mod table;
+pub mod window;
+
+pub use buf::{Buf, Lender, Loan, Offload, Pod};
+pub use map::{Backing, Map, MapError, PageSize};
+pub use pool::Pool;
+pub use table::{OutOfRange, Region, Table, TableError};
+pub use window::{CheckedWindow, Window, Word, Words};

@@ -1,1 +1,17 @@
-//! Stub.
+//! A virtio data plane in user space, in the order a packet meets it.
+//!
+//! A port that receives a packet lends its buffers ([`hugepages::Buf`]); whoever finishes a buffer
+//! gets its receipt ([`hugepages::Loan`]); receipts that come home let the lender recycle. Five verbs
+//! between devices, see [`port::Queue`], and no others.
+
+pub mod batch;
+pub mod completion;
+pub mod port;
+pub mod spec;
+mod sys;
+pub mod vhost;
+pub mod vring;
+pub mod worker;
+
+pub use batch::Batch;
+pub use port::{Port, PortError, Queue};

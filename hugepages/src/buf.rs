@@ -1,0 +1,474 @@
+//! Buffers on loan and their receipts.
+//!
+//! A [`Lender`] lends ranges of one memory table as [`Buf`]s. Whoever holds a `Buf` may use the bytes;
+//! finishing it gives its receipt, a [`Loan`]; the lender settles the receipt and counts the buffer
+//! as home. Both are moved, never cloned. A lender that is dropped with buffers out leaks its memory
+//! table, so that no `Buf` ever dangles.
+
+use std::cell::Cell;
+use std::num::NonZeroU16;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::copy;
+use crate::table::{OutOfRange, Table};
+
+/// Plain data: any bytes are a valid value, and it has no padding.
+pub trait Pod: FromBytes + IntoBytes + Immutable + Copy {}
+impl<T: FromBytes + IntoBytes + Immutable + Copy> Pod for T {}
+
+/// What is left for the receiver to do to a packet, in the words of virtio 1.3 §5.1.6
+/// (`struct virtio_net_hdr` without `num_buffers`). All zero: the packet is complete as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Offload {
+    /// `VIRTIO_NET_HDR_F_*`: 1 needs checksum, 2 data valid.
+    pub flags: u8,
+    /// `VIRTIO_NET_HDR_GSO_*`: 0 none, 1 TCPv4, 3 UDP, 4 TCPv6, 5 UDP_L4; bit 7 ECN.
+    pub gso_type: u8,
+    /// Bytes of headers in front of the payload.
+    pub hdr_len: u16,
+    /// Payload bytes per segment.
+    pub gso_size: u16,
+    /// Where checksumming starts, bytes into the frame.
+    pub csum_start: u16,
+    /// Where the checksum is stored, bytes after `csum_start`.
+    pub csum_offset: u16,
+}
+
+const MORE: u8 = 1;
+const WRITE: u8 = 2;
+
+/// A range of bytes on loan: part of a packet, or room for one.
+///
+/// 32 bytes, moved and never cloned. It can only shrink. The bytes belong to shared memory: they are
+/// copied in and out, and no reference to them exists. Must be [finished](Buf::finish); one that is
+/// merely dropped counts as out forever, which costs its lender's memory but is safe.
+#[derive(Debug)]
+#[must_use = "a Buf must be finished, or its lender waits for it forever"]
+#[repr(C)]
+pub struct Buf {
+    at: NonNull<u8>,
+    len: u32,
+    id: u16,
+    owner: NonZeroU16,
+    flags: u8,
+    /// What is left to do to the packet; meaningful in its first buffer.
+    pub offload: Offload,
+}
+
+const _: () = assert!(size_of::<Buf>() == 32 && size_of::<Option<Buf>>() == 32);
+
+// SAFETY: a Buf is the only holder of its loan; the bytes are accessed by copies that tolerate any
+// other party; the lender (or its leak) keeps the range mapped.
+unsafe impl Send for Buf {}
+
+/// The receipt of a finished [`Buf`]: who lent it, which of theirs it is, and what was written.
+#[derive(Debug)]
+#[must_use = "a Loan must be settled, or its lender waits for it forever"]
+pub struct Loan {
+    owner: NonZeroU16,
+    id: u16,
+    written: u32,
+}
+
+const _: () = assert!(size_of::<Loan>() == 8 && size_of::<Option<Loan>>() == 8);
+
+impl Loan {
+    /// The lender it belongs to, see [`Lender::owner`].
+    #[inline(always)]
+    pub fn owner(&self) -> NonZeroU16 {
+        self.owner
+    }
+}
+
+impl Buf {
+    /// Bytes in it.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether nothing is left of it.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether the packet goes on in the next buffer of the batch.
+    #[inline(always)]
+    pub fn more(&self) -> bool {
+        self.flags & MORE != 0
+    }
+
+    /// Says whether the packet goes on in the next buffer.
+    #[inline(always)]
+    pub fn set_more(&mut self, more: bool) {
+        self.flags = self.flags & !MORE | if more { MORE } else { 0 };
+    }
+
+    /// Whether the lender lets it be written.
+    #[inline(always)]
+    pub fn writable(&self) -> bool {
+        self.flags & WRITE != 0
+    }
+
+    /// Who lent it, see [`Lender::owner`].
+    #[inline(always)]
+    pub fn owner(&self) -> NonZeroU16 {
+        self.owner
+    }
+
+    /// The lender's own number for it.
+    #[inline(always)]
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// The address a device is given: I/O addresses equal virtual ones.
+    #[inline(always)]
+    pub fn iova(&self) -> u64 {
+        self.at.as_ptr() as u64
+    }
+
+    /// Drops the first `n` bytes (all, if it has fewer).
+    #[inline(always)]
+    pub fn advance(&mut self, n: u32) {
+        let n = n.min(self.len);
+        // SAFETY: n <= len: the result is in, or one past, the range on loan.
+        self.at = unsafe { self.at.add(n as usize) };
+        self.len -= n;
+    }
+
+    /// Keeps the first `n` bytes.
+    #[inline(always)]
+    pub fn truncate(&mut self, n: u32) {
+        self.len = self.len.min(n);
+    }
+
+    /// A copy of the value at byte `off`; `None` if it does not fit.
+    #[inline(always)]
+    pub fn peek<T: Pod>(&self, off: u32) -> Option<T> {
+        if !self.has(off, size_of::<T>()) {
+            return None;
+        }
+        let mut value = std::mem::MaybeUninit::<T>::uninit();
+        // SAFETY: the range was checked; all of `value` is written, and any bytes are a valid T.
+        unsafe {
+            copy::bytes(self.at.as_ptr().add(off as usize), value.as_mut_ptr().cast(), size_of::<T>());
+            Some(value.assume_init())
+        }
+    }
+
+    /// Stores a value at byte `off`; `false` if it does not fit or the buffer may not be written.
+    #[inline(always)]
+    #[must_use]
+    pub fn poke<T: Pod>(&mut self, off: u32, value: T) -> bool {
+        if !self.writable() || !self.has(off, size_of::<T>()) {
+            return false;
+        }
+        // SAFETY: the range was checked and may be written.
+        unsafe {
+            copy::bytes((&raw const value).cast(), self.at.as_ptr().add(off as usize), size_of::<T>());
+        }
+        true
+    }
+
+    /// Copies bytes from `off` on into `out`; how many there were.
+    #[inline]
+    pub fn read(&self, off: u32, out: &mut [u8]) -> usize {
+        let n = (self.len.saturating_sub(off) as usize).min(out.len());
+        if n > 0 {
+            // SAFETY: off + n <= len, and n <= out.len().
+            unsafe { copy::bytes(self.at.as_ptr().add(off as usize), out.as_mut_ptr(), n) };
+        }
+        n
+    }
+
+    /// Copies `bytes` to `off` on; how many fitted (none, if the buffer may not be written).
+    #[inline]
+    pub fn write(&mut self, off: u32, bytes: &[u8]) -> usize {
+        let n = (self.len.saturating_sub(off) as usize).min(bytes.len());
+        if n == 0 || !self.writable() {
+            return 0;
+        }
+        // SAFETY: off + n <= len, and n <= bytes.len().
+        unsafe { copy::bytes(bytes.as_ptr(), self.at.as_ptr().add(off as usize), n) };
+        n
+    }
+
+    /// Copies all of it, as far as it fits, to the front of `dst`; how many bytes fitted.
+    #[inline(always)]
+    pub fn copy_to(&self, dst: &mut Buf) -> u32 {
+        self.copy_part(0, dst, 0, self.len)
+    }
+
+    /// Copies up to `len` bytes from `off` on to byte `dst_off` of `dst`; how many fitted.
+    #[inline(always)]
+    pub fn copy_part(&self, off: u32, dst: &mut Buf, dst_off: u32, len: u32) -> u32 {
+        let n = len.min(self.len.saturating_sub(off)).min(dst.len.saturating_sub(dst_off));
+        if n == 0 || !dst.writable() {
+            return 0;
+        }
+        // SAFETY: n bytes fit both ranges after their offsets; the bytes may even be the same ones.
+        unsafe {
+            copy::bytes(
+                self.at.as_ptr().add(off as usize),
+                dst.at.as_ptr().add(dst_off as usize),
+                n as usize,
+            );
+        }
+        n
+    }
+
+    /// Asks the cache for its first line, to be read soon.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        copy::prefetch(self.at.as_ptr());
+    }
+
+    /// Asks the cache for its first line, to be written soon.
+    #[inline(always)]
+    pub fn prefetch_write(&self) {
+        copy::prefetch_write(self.at.as_ptr());
+    }
+
+    /// Ends the loan: the receipt says that `written` bytes were written to it.
+    #[inline(always)]
+    pub fn finish(self, written: u32) -> Loan {
+        Loan { owner: self.owner, id: self.id, written }
+    }
+
+    #[inline(always)]
+    fn has(&self, off: u32, len: usize) -> bool {
+        off as u64 + len as u64 <= self.len as u64
+    }
+}
+
+/// Numbers of live lenders. A number is free again only when none of its loans is out.
+static OWNERS: Mutex<Owners> = Mutex::new(Owners { free: Vec::new(), next: 1 });
+
+struct Owners {
+    free: Vec<NonZeroU16>,
+    next: u32,
+}
+
+impl Owners {
+    fn take(&mut self) -> Option<NonZeroU16> {
+        self.free.pop().or_else(|| {
+            let owner = NonZeroU16::new(u16::try_from(self.next).ok()?)?;
+            self.next += 1;
+            Some(owner)
+        })
+    }
+}
+
+/// Lends ranges of one memory table and takes the receipts. One owner, one thread at a time.
+#[derive(Debug)]
+pub struct Lender {
+    table: Arc<Table>,
+    owner: NonZeroU16,
+    out: Cell<u32>,
+    /// The region of the last look-up: start, length, address of its first byte.
+    start: Cell<u64>,
+    size: Cell<u64>,
+    base: Cell<NonNull<u8>>,
+}
+
+// SAFETY: the cached address points into `table`, which goes along.
+unsafe impl Send for Lender {}
+
+impl Lender {
+    /// A lender over `table`.
+    ///
+    /// # Panics
+    /// When 65,535 lenders are alive: a limit of ours far above queues × ports of any host.
+    pub fn new(table: Arc<Table>) -> Lender {
+        let owner = OWNERS.lock().expect("no holder panics").take().expect("fewer than 65,535 lenders");
+        Lender {
+            table,
+            owner,
+            out: Cell::new(0),
+            start: Cell::new(0),
+            size: Cell::new(0),
+            base: Cell::new(NonNull::dangling()),
+        }
+    }
+
+    /// The number its buffers and receipts carry; unique among lenders with buffers out.
+    #[inline(always)]
+    pub fn owner(&self) -> NonZeroU16 {
+        self.owner
+    }
+
+    /// The table it lends from.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    /// Buffers out.
+    #[inline(always)]
+    pub fn out(&self) -> u32 {
+        self.out.get()
+    }
+
+    /// Lends `len` bytes at `gpa`, to be read only, under the lender's own number `id`.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] unless all bytes lie in one region.
+    #[inline(always)]
+    pub fn lend(&self, gpa: u64, len: u32, id: u16) -> Result<Buf, OutOfRange> {
+        self.lend_as(gpa, len, id, 0)
+    }
+
+    /// Lends `len` bytes at `gpa` to be written.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] unless all bytes lie in one region.
+    #[inline(always)]
+    pub fn lend_writable(&self, gpa: u64, len: u32, id: u16) -> Result<Buf, OutOfRange> {
+        self.lend_as(gpa, len, id, WRITE)
+    }
+
+    /// Takes a receipt of its own: the buffer is home. Returns its number and the bytes written.
+    ///
+    /// # Panics
+    /// When the receipt is another lender's.
+    #[inline(always)]
+    pub fn settle(&self, loan: Loan) -> (u16, u32) {
+        assert!(loan.owner == self.owner, "a receipt of lender {} came to lender {}", loan.owner, self.owner);
+        self.out.set(self.out.get() - 1);
+        (loan.id, loan.written)
+    }
+
+    /// A copy of the value at `gpa`, for tables that a guest keeps outside its rings.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] unless all of it lies in one region.
+    #[inline(always)]
+    pub fn peek<T: Pod>(&self, gpa: u64) -> Result<T, OutOfRange> {
+        let at = self.locate(gpa, size_of::<T>() as u32)?;
+        let mut value = std::mem::MaybeUninit::<T>::uninit();
+        // SAFETY: locate() checked the range; all of `value` is written, and any bytes are a valid T.
+        unsafe {
+            copy::bytes(at.as_ptr(), value.as_mut_ptr().cast(), size_of::<T>());
+            Ok(value.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn lend_as(&self, gpa: u64, len: u32, id: u16, flags: u8) -> Result<Buf, OutOfRange> {
+        let at = self.locate(gpa, len)?;
+        self.out.set(self.out.get() + 1);
+        Ok(Buf { at, len, id, owner: self.owner, flags, offload: Offload::default() })
+    }
+
+    #[inline(always)]
+    fn locate(&self, gpa: u64, len: u32) -> Result<NonNull<u8>, OutOfRange> {
+        let at = gpa.wrapping_sub(self.start.get());
+        if at < self.size.get() && u64::from(len) <= self.size.get() - at {
+            // SAFETY: at lies inside the region, whose mapping `table` keeps alive.
+            return Ok(unsafe { self.base.get().add(at as usize) });
+        }
+        self.locate_slow(gpa, len)
+    }
+
+    #[cold]
+    fn locate_slow(&self, gpa: u64, len: u32) -> Result<NonNull<u8>, OutOfRange> {
+        let at = self.table.translate(gpa, u64::from(len))?;
+        let region = self.table.find(gpa).expect("translated just now");
+        self.start.set(region.gpa);
+        self.size.set(region.len);
+        self.base.set(region.va());
+        Ok(at)
+    }
+}
+
+impl Drop for Lender {
+    fn drop(&mut self) {
+        if self.out.get() == 0 {
+            OWNERS.lock().expect("no holder panics").free.push(self.owner);
+        } else {
+            // Somebody still holds a Buf: the memory must stay, and the number must not come back.
+            std::mem::forget(Arc::clone(&self.table));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::{Backing, Map, PageSize};
+
+    fn lender(len: usize) -> Lender {
+        let map = Map::shared(len, Backing { page: PageSize::Base, node: None }).unwrap();
+        Lender::new(Table::of(map))
+    }
+
+    #[test]
+    fn lends_exactly_what_is_inside() {
+        let lender = lender(8192);
+        for (gpa, len, ok) in [
+            (0, 8192, true),
+            (0, 8193, false),
+            (8191, 1, true),
+            (8191, 2, false),
+            (8192, 0, false),
+            (8192, 1, false),
+            (u64::MAX, 1, false),
+            (u64::MAX - 4, u32::MAX, false),
+            (0, u32::MAX, false),
+        ] {
+            match lender.lend(gpa, len, 7) {
+                Ok(buf) => {
+                    assert!(ok, "{gpa:#x} + {len}");
+                    assert_eq!(lender.out(), 1);
+                    assert_eq!(lender.settle(buf.finish(3)), (7, 3));
+                }
+                Err(e) => assert!(!ok && e == OutOfRange { gpa, len: len.into() }),
+            }
+            assert_eq!(lender.out(), 0);
+        }
+    }
+
+    #[test]
+    fn writes_only_where_it_may() {
+        let lender = lender(4096);
+        let mut reader = lender.lend(0, 64, 0).unwrap();
+        let mut writer = lender.lend_writable(0, 64, 0).unwrap();
+        assert!(!reader.poke(0, 1u32) && reader.write(0, &[1]) == 0 && writer.copy_to(&mut reader) == 0);
+        assert!(writer.poke(60, 0x0403_0201u32) && !writer.poke(61, 0u32));
+        assert_eq!(reader.peek::<[u8; 4]>(60), Some([1, 2, 3, 4]));
+        assert_eq!(reader.peek::<u32>(61), None);
+        assert_eq!(reader.peek::<u8>(u32::MAX), None);
+        reader.advance(60);
+        reader.truncate(3);
+        let mut out = [0; 8];
+        assert_eq!((reader.read(0, &mut out), &out[..4]), (3, &[1u8, 2, 3, 0][..]));
+        reader.advance(9);
+        assert!(reader.is_empty());
+        lender.settle(reader.finish(0));
+        lender.settle(writer.finish(0));
+    }
+
+    #[test]
+    #[should_panic(expected = "came to lender")]
+    fn refuses_a_receipt_of_another() {
+        let (a, b) = (lender(4096), lender(4096));
+        b.settle(a.lend(0, 1, 0).unwrap().finish(0));
+    }
+
+    #[test]
+    fn a_lender_dropped_with_buffers_out_keeps_the_memory() {
+        let lender = lender(4096);
+        let table = Arc::downgrade(lender.table());
+        let mut buf = lender.lend_writable(0, 8, 0).unwrap();
+        drop(lender);
+        assert!(table.upgrade().is_some());
+        assert!(buf.poke(0, 5u64));
+        assert_eq!(buf.peek::<u64>(0), Some(5));
+        let _ = buf.finish(0);
+    }
+}

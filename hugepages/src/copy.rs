@@ -1,0 +1,175 @@
+//! Moves of bytes that another party may be writing. They are machine instructions in `asm!`, not
+//! Rust accesses: the compiler cannot split, repeat or assume anything about them, and the two sides
+//! may even be the same bytes.
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod imp {
+    use std::arch::asm;
+
+    /// Past this, `rep movsb` is as fast as vector moves and shorter.
+    const REP: usize = 1024;
+
+    /// # Safety
+    /// Both ranges of `n` bytes are mapped; any other party may read or write them meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn bytes(src: *const u8, dst: *mut u8, n: usize) {
+        // SAFETY: every branch touches only bytes 0..n of both sides; the pieces of a branch may
+        // overlap each other, never the ends.
+        unsafe {
+            if n >= 16 {
+                if n > REP {
+                    return rep(src, dst, n);
+                }
+                let mut at = 0;
+                while n - at > 64 {
+                    move64(src.add(at), dst.add(at));
+                    at += 64;
+                }
+                let left = n - at;
+                if left > 32 {
+                    move16x2(src.add(at), dst.add(at));
+                    move16x2(src.add(n - 32), dst.add(n - 32));
+                } else if left > 16 {
+                    move16(src.add(at), dst.add(at));
+                    move16(src.add(n - 16), dst.add(n - 16));
+                } else {
+                    move16(src.add(n - 16), dst.add(n - 16));
+                }
+            } else if n >= 8 {
+                move8(src, dst);
+                move8(src.add(n - 8), dst.add(n - 8));
+            } else if n >= 4 {
+                move4(src, dst);
+                move4(src.add(n - 4), dst.add(n - 4));
+            } else if n >= 2 {
+                move2(src, dst);
+                move2(src.add(n - 2), dst.add(n - 2));
+            } else if n == 1 {
+                rep(src, dst, 1);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rep(src: *const u8, dst: *mut u8, n: usize) {
+        // SAFETY: the caller's promise; the direction flag is clear by the ABI.
+        unsafe {
+            asm!("rep movsb", inout("rcx") n => _, inout("rsi") src => _, inout("rdi") dst => _,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn move64(src: *const u8, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "movups {a}, [{s}]", "movups {b}, [{s} + 16]", "movups {c}, [{s} + 32]", "movups {e}, [{s} + 48]",
+                "movups [{d}], {a}", "movups [{d} + 16], {b}", "movups [{d} + 32], {c}", "movups [{d} + 48], {e}",
+                s = in(reg) src, d = in(reg) dst, a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _,
+                e = out(xmm_reg) _, options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn move16x2(src: *const u8, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "movups {a}, [{s}]", "movups {b}, [{s} + 16]", "movups [{d}], {a}", "movups [{d} + 16], {b}",
+                s = in(reg) src, d = in(reg) dst, a = out(xmm_reg) _, b = out(xmm_reg) _,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn move16(src: *const u8, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("movups {a}, [{s}]", "movups [{d}], {a}", s = in(reg) src, d = in(reg) dst, a = out(xmm_reg) _,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn move8(src: *const u8, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("mov {t}, [{s}]", "mov [{d}], {t}", s = in(reg) src, d = in(reg) dst, t = out(reg) _,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn move4(src: *const u8, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("mov {t:e}, [{s}]", "mov [{d}], {t:e}", s = in(reg) src, d = in(reg) dst, t = out(reg) _,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn move2(src: *const u8, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("movzx {t:e}, word ptr [{s}]", "mov [{d}], {t:x}", s = in(reg) src, d = in(reg) dst,
+                t = out(reg) _, options(nostack, preserves_flags));
+        }
+    }
+
+    /// Brings a line near, to be read. Any address is allowed.
+    #[inline(always)]
+    pub(crate) fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch of an unmapped address does nothing.
+        unsafe { asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) }
+    }
+
+    /// Brings a line near, to be written. Any address is allowed.
+    #[inline(always)]
+    pub(crate) fn prefetch_write(at: *const u8) {
+        // SAFETY: a prefetch of an unmapped address does nothing.
+        unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) }
+    }
+}
+
+#[cfg(any(not(target_arch = "x86_64"), miri))]
+mod imp {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    /// # Safety
+    /// Both ranges of `n` bytes are mapped; any other party may read or write them meanwhile.
+    pub(crate) unsafe fn bytes(src: *const u8, dst: *mut u8, n: usize) {
+        for i in 0..n {
+            // SAFETY: i < n; the caller's promise.
+            unsafe {
+                let byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Ordering::Relaxed);
+                AtomicU8::from_ptr(dst.add(i)).store(byte, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn prefetch(_: *const u8) {}
+    pub(crate) fn prefetch_write(_: *const u8) {}
+}
+
+pub(crate) use imp::{bytes, prefetch, prefetch_write};
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_length_is_copied_exactly() {
+        let src: Vec<u8> = (0..3000u32).map(|i| (i * 7 + i / 256) as u8).collect();
+        let lengths = if cfg!(miri) { 0..80 } else { 0..2100 };
+        for n in lengths {
+            let mut dst = vec![0xEEu8; n + 128];
+            // SAFETY: both vectors are long enough for offsets 3 and 64.
+            unsafe { super::bytes(src.as_ptr().add(3), dst.as_mut_ptr().add(64), n) };
+            assert!(dst[..64].iter().all(|&b| b == 0xEE), "{n}: wrote before");
+            assert_eq!(dst[64..64 + n], src[3..3 + n], "{n}");
+            assert!(dst[64 + n..].iter().all(|&b| b == 0xEE), "{n}: wrote after");
+        }
+    }
+}

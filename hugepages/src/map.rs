@@ -1,0 +1,347 @@
+//! One mapping of a file: guest memory received from a front-end, or memory of our own.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::{self, FileType, MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{self, MapFlags, ProtFlags};
+
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// Where mappings are placed: above the heap of most programs and below 39 bits, the address width
+/// of the narrowest IOMMUs, because a virtual address of ours is also its I/O address.
+static NEXT_ADDRESS: AtomicUsize = AtomicUsize::new(0x10_0000_0000);
+const ADDRESS_LIMIT: usize = 1 << 39;
+
+/// Size of the pages behind a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PageSize {
+    /// Ordinary pages of 4 KiB.
+    Base,
+    /// Huge pages of 2 MiB.
+    Huge2M,
+    /// Huge pages of 1 GiB.
+    Huge1G,
+}
+
+impl PageSize {
+    /// Bytes in a page.
+    pub const fn bytes(self) -> usize {
+        match self {
+            PageSize::Base => 4 << 10,
+            PageSize::Huge2M => 2 << 20,
+            PageSize::Huge1G => 1 << 30,
+        }
+    }
+}
+
+impl fmt::Display for PageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PageSize::Base => "4 KiB",
+            PageSize::Huge2M => "2 MiB",
+            PageSize::Huge1G => "1 GiB",
+        })
+    }
+}
+
+/// What our own memory is to be made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Page size; a request that the host cannot serve is an error, see [`Map::shared`].
+    pub page: PageSize,
+    /// NUMA node to take the pages from; `None` leaves it to the kernel.
+    pub node: Option<u32>,
+}
+
+impl Default for Backing {
+    fn default() -> Self {
+        Backing { page: PageSize::Huge2M, node: None }
+    }
+}
+
+/// Why memory could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The descriptor is not a file that can be mapped and shared.
+    #[error("memory fd is a {0}, not a memfd, hugetlbfs or shared-memory file")]
+    NotAFile(&'static str),
+    /// Length zero, or offset + length does not fit the address space.
+    #[error("memory region of {len:#x} bytes at file offset {offset:#x} is empty or wraps")]
+    Extent {
+        /// Offset asked for, bytes.
+        offset: u64,
+        /// Length asked for, bytes.
+        len: u64,
+    },
+    /// The file is shorter than the region.
+    #[error("memory region ends at byte {end:#x} of its file, which has only {size:#x} bytes")]
+    PastEnd {
+        /// First byte past the region.
+        end: u64,
+        /// Size of the file.
+        size: u64,
+    },
+    /// No huge page is free for it.
+    #[error(
+        "no {len:#x} bytes of {page} huge pages free{}; reserve some: scripts/setup, or echo {} > \
+         /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
+        .node.map(|n| format!(" on node {n}")).unwrap_or_default(),
+        .len.div_ceil(.page.bytes()), .page.bytes() / 1024
+    )]
+    NoHugePages {
+        /// Bytes asked for.
+        len: usize,
+        /// Size of page asked for.
+        page: PageSize,
+        /// Node asked for.
+        node: Option<u32>,
+    },
+    /// The kernel refused.
+    #[error("{what}: {errno}")]
+    Os {
+        /// The step that failed.
+        what: &'static str,
+        /// Why.
+        errno: Errno,
+    },
+}
+
+fn os(what: &'static str) -> impl FnOnce(Errno) -> MapError {
+    move |errno| MapError::Os { what, errno }
+}
+
+/// One shared, writable mapping of a file. Unmapped when dropped; users share it as `Arc<Map>`.
+///
+/// The bytes inside may change at any time (a guest, a device or another process writes them), so no
+/// reference to them exists: they are reached through [`Window`](crate::Window) and
+/// [`Buf`](crate::Buf) only.
+pub struct Map {
+    base: NonNull<u8>,
+    len: usize,
+    page: usize,
+    file: OwnedFd,
+    sealed: bool,
+}
+
+// SAFETY: a Map is an address range and a descriptor; the bytes behind it are only ever accessed
+// volatile or atomic, by types of this crate.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Map({:p} + {:#x}, pages of {:#x})", self.base, self.len, self.page)
+    }
+}
+
+impl Map {
+    /// Maps bytes `offset .. offset + len` of a file that a front-end sent, and returns where they
+    /// begin inside the mapping: huge pages are mapped whole, so the mapping may begin earlier.
+    ///
+    /// # Errors
+    /// A descriptor that is not a regular file, an empty or wrapping extent, a file shorter than the
+    /// extent (a later access would raise SIGBUS), or the kernel's refusal.
+    pub fn file(fd: OwnedFd, offset: u64, len: u64) -> Result<(Map, usize), MapError> {
+        let stat = fs::fstat(&fd).map_err(os("fstat of a memory fd"))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(MapError::NotAFile("directory")),
+            FileType::Fifo => return Err(MapError::NotAFile("pipe")),
+            FileType::Socket => return Err(MapError::NotAFile("socket")),
+            FileType::CharacterDevice => return Err(MapError::NotAFile("character device")),
+            _ => return Err(MapError::NotAFile("special file")),
+        }
+        let end = offset.checked_add(len).filter(|&e| len > 0 && e <= i64::MAX as u64);
+        let end = end.ok_or(MapError::Extent { offset, len })?;
+        let size = stat.st_size as u64;
+        if end > size {
+            return Err(MapError::PastEnd { end, size });
+        }
+        let page = page_of(fd.as_fd())?;
+        let begin = offset & !(page as u64 - 1);
+        let whole = (end - begin).next_multiple_of(page as u64) as usize;
+        let sealed = fs::fcntl_get_seals(&fd).is_ok_and(|s| s.contains(SealFlags::SHRINK));
+        let base =
+            map_shared(fd.as_fd(), begin, whole, page, false).map_err(os("mmap of a memory region"))?;
+        Ok((Map { base, len: whole, page, file: fd, sealed }, (offset - begin) as usize))
+    }
+
+    /// Makes `len` bytes (rounded up to whole pages) of zeroed memory of our own, populated, in a
+    /// sealed memfd that can be sent to another process.
+    ///
+    /// # Errors
+    /// [`MapError::NoHugePages`] when the host has too few pages of that size (and node): the caller
+    /// decides whether ordinary pages will do ([`Map::shared_or_base`] does).
+    pub fn shared(len: usize, backing: Backing) -> Result<Map, MapError> {
+        let page = backing.page.bytes();
+        let whole = len
+            .checked_next_multiple_of(page)
+            .filter(|&l| l > 0 && l <= isize::MAX as usize)
+            .ok_or(MapError::Extent { offset: 0, len: len as u64 })?;
+        let huge = match backing.page {
+            PageSize::Base => MemfdFlags::empty(),
+            PageSize::Huge2M => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+            PageSize::Huge1G => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
+        };
+        let none = MapError::NoHugePages { len: whole, page: backing.page, node: backing.node };
+        let fd = match fs::memfd_create(c"hotring", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | huge) {
+            Ok(fd) => fd,
+            Err(_) if backing.page != PageSize::Base => return Err(none),
+            Err(e) => return Err(os("memfd_create")(e)),
+        };
+        fs::ftruncate(&fd, whole as u64).map_err(os("ftruncate of a memfd"))?;
+        fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(os("sealing a memfd"))?;
+        // With a node, pages are taken only after the policy is set.
+        let populate = backing.node.is_none();
+        let base = match map_shared(fd.as_fd(), 0, whole, page, populate) {
+            Ok(base) => base,
+            Err(Errno::NOMEM) if backing.page != PageSize::Base => return Err(none),
+            Err(e) => return Err(os("mmap of own memory")(e)),
+        };
+        let map = Map { base, len: whole, page, file: fd, sealed: true };
+        if let Some(node) = backing.node {
+            map.bind(node).map_err(os("mbind of own memory"))?;
+            // SAFETY: the range is our own mapping, whole.
+            unsafe { mm::madvise(base.as_ptr().cast(), whole, mm::Advice::LinuxPopulateWrite) }
+                .map_err(|_| none)?;
+        }
+        Ok(map)
+    }
+
+    /// Like [`Map::shared`], but falls back to ordinary pages. The second value is the error that
+    /// made it fall back: one line that also says how to reserve huge pages.
+    ///
+    /// # Errors
+    /// When ordinary pages cannot be had either.
+    pub fn shared_or_base(len: usize, backing: Backing) -> Result<(Map, Option<MapError>), MapError> {
+        match Map::shared(len, backing) {
+            Ok(map) => Ok((map, None)),
+            Err(why @ MapError::NoHugePages { .. }) => {
+                let map = Map::shared(len, Backing { page: PageSize::Base, ..backing })?;
+                // Transparent huge pages, where the host allows them for shared memory.
+                // SAFETY: the range is our own mapping, whole; the advice changes no content.
+                let _ = unsafe { mm::madvise(map.base.as_ptr().cast(), map.len, mm::Advice::LinuxHugepage) };
+                Ok((map, Some(why)))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Bytes mapped: a multiple of [`Map::page`].
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never: an empty extent is refused.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Bytes of a page of the file behind it.
+    pub fn page(&self) -> usize {
+        self.page
+    }
+
+    /// Whether the file is sealed against shrinking, so that no access can raise SIGBUS.
+    pub fn sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// The file behind it, to be sent to another process.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Virtual address of the first byte; also its I/O address.
+    pub fn address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// NUMA node of the first page, if the kernel tells.
+    pub fn node(&self) -> Option<u32> {
+        const MPOL_F_NODE_ADDR: libc::c_ulong = 1 | 2;
+        let mut node: libc::c_int = -1;
+        // SAFETY: asks the kernel about an address of our own mapping; writes one int of ours.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_get_mempolicy,
+                &raw mut node,
+                std::ptr::null_mut::<libc::c_ulong>(),
+                0 as libc::c_ulong,
+                self.base.as_ptr(),
+                MPOL_F_NODE_ADDR,
+            )
+        };
+        if rc == 0 { u32::try_from(node).ok() } else { None }
+    }
+
+    fn bind(&self, node: u32) -> Result<(), Errno> {
+        const MPOL_BIND: libc::c_ulong = 2;
+        const NODES: usize = 1024;
+        if node as usize >= NODES {
+            return Err(Errno::INVAL);
+        }
+        let mut mask = [0u64; NODES / 64];
+        mask[node as usize / 64] |= 1 << (node % 64);
+        // SAFETY: sets the policy of our own mapping; the mask outlives the call.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.base.as_ptr(),
+                self.len,
+                MPOL_BIND,
+                mask.as_ptr(),
+                NODES as libc::c_ulong + 1,
+                0 as libc::c_ulong,
+            )
+        };
+        if rc == 0 {
+            Ok(())
+        } else {
+            Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+        }
+    }
+
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the range is exactly what mmap returned; every Window and Buf holds the Map alive.
+        let gone = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
+        assert!(gone.is_ok(), "munmap of {self:?}: {gone:?}");
+    }
+}
+
+fn page_of(fd: BorrowedFd<'_>) -> Result<usize, MapError> {
+    let fs = fs::fstatfs(fd).map_err(os("fstatfs of a memory fd"))?;
+    #[allow(clippy::unnecessary_cast)]
+    Ok(if fs.f_type as i64 == HUGETLBFS_MAGIC { fs.f_bsize as usize } else { PageSize::Base.bytes() })
+}
+
+fn map_shared(
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    len: usize,
+    page: usize,
+    populate: bool,
+) -> Result<NonNull<u8>, Errno> {
+    // 2 MiB alignment lets transparent huge pages back an ordinary file; a gap of a page between
+    // mappings turns an overrun into a fault.
+    let align = page.max(PageSize::Huge2M.bytes());
+    let span = len.next_multiple_of(align) + align;
+    let at = NEXT_ADDRESS.fetch_add(span, Ordering::Relaxed).next_multiple_of(align);
+    let hint = if at.saturating_add(span) < ADDRESS_LIMIT { at } else { 0 };
+    let flags = if populate { MapFlags::SHARED | MapFlags::POPULATE } else { MapFlags::SHARED };
+    // SAFETY: the address is a hint without MAP_FIXED: no existing mapping is touched.
+    let base =
+        unsafe { mm::mmap(hint as *mut _, len, ProtFlags::READ | ProtFlags::WRITE, flags, fd, offset) }?;
+    Ok(NonNull::new(base.cast()).expect("mmap does not return null"))
+}

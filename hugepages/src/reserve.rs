@@ -1,0 +1,1 @@
+//! Huge pages: what the host has, and how to get more.

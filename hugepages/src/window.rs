@@ -1,0 +1,204 @@
+//! Typed views of rings. Every access is one atomic load or store of a whole word, so a value that a
+//! guest changes meanwhile is read once or the other way, never torn and never twice.
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use crate::table::{OutOfRange, Table};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for u16 {}
+    impl Sealed for u32 {}
+    impl Sealed for u64 {}
+}
+
+/// A word that the machine reads and writes at once: `u16`, `u32`, `u64`.
+pub trait Word: sealed::Sealed + Copy + Send + AtomicAccess + Default + std::fmt::Debug + 'static {
+    #[doc(hidden)]
+    /// # Safety
+    /// `at` is aligned and mapped.
+    unsafe fn load(at: *mut Self, order: Ordering) -> Self;
+    #[doc(hidden)]
+    /// # Safety
+    /// `at` is aligned and mapped.
+    unsafe fn store(at: *mut Self, value: Self, order: Ordering);
+}
+
+macro_rules! word {
+    ($int:ty, $atomic:ty) => {
+        impl Word for $int {
+            #[inline(always)]
+            unsafe fn load(at: *mut Self, order: Ordering) -> Self {
+                // SAFETY: the caller's promise.
+                unsafe { <$atomic>::from_ptr(at) }.load(order)
+            }
+            #[inline(always)]
+            unsafe fn store(at: *mut Self, value: Self, order: Ordering) {
+                // SAFETY: the caller's promise.
+                unsafe { <$atomic>::from_ptr(at) }.store(value, order);
+            }
+        }
+    };
+}
+word!(u16, AtomicU16);
+word!(u32, AtomicU32);
+word!(u64, AtomicU64);
+
+/// What a ring needs of an area of memory, mapped or checked.
+pub trait Words<T: Word>: Send {
+    /// Word `i`, unordered.
+    fn get(&self, i: usize) -> T;
+    /// Sets word `i`, unordered.
+    fn set(&self, i: usize, value: T);
+    /// Word `i`; what follows in program order is read after it.
+    fn acquire(&self, i: usize) -> T;
+    /// Sets word `i` after everything that precedes in program order.
+    fn release(&self, i: usize, value: T);
+}
+
+/// `n` words of guest memory, translated once. Keeps the table (so the mapping) alive; stale, but
+/// harmless, when the guest's memory table has been replaced since.
+#[derive(Debug)]
+pub struct Window<T> {
+    at: NonNull<T>,
+    n: usize,
+    _table: Arc<Table>,
+}
+
+// SAFETY: all access is atomic and the table keeps the memory mapped.
+unsafe impl<T: Word> Send for Window<T> {}
+// SAFETY: as above.
+unsafe impl<T: Word> Sync for Window<T> {}
+
+impl<T: Word> Window<T> {
+    /// # Safety
+    /// `n` aligned words at `at` stay mapped as long as `table` lives.
+    pub(crate) unsafe fn new(at: NonNull<T>, n: usize, table: Arc<Table>) -> Self {
+        Window { at, n, _table: table }
+    }
+
+    /// Words in it.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Asks the cache for the line of word `i`.
+    #[inline(always)]
+    pub fn prefetch(&self, i: usize) {
+        crate::copy::prefetch(self.at.as_ptr().wrapping_add(i).cast());
+    }
+
+    #[inline(always)]
+    fn word(&self, i: usize) -> *mut T {
+        assert!(i < self.n, "word {i} of a window of {}", self.n);
+        // SAFETY: i < n.
+        unsafe { self.at.as_ptr().add(i) }
+    }
+}
+
+impl<T: Word> Words<T> for Window<T> {
+    #[inline(always)]
+    fn get(&self, i: usize) -> T {
+        // SAFETY: word() checked the index; new() promised the rest.
+        unsafe { T::load(self.word(i), Ordering::Relaxed) }
+    }
+    #[inline(always)]
+    fn set(&self, i: usize, value: T) {
+        // SAFETY: as in get().
+        unsafe { T::store(self.word(i), value, Ordering::Relaxed) }
+    }
+    #[inline(always)]
+    fn acquire(&self, i: usize) -> T {
+        // SAFETY: as in get().
+        unsafe { T::load(self.word(i), Ordering::Acquire) }
+    }
+    #[inline(always)]
+    fn release(&self, i: usize, value: T) {
+        // SAFETY: as in get().
+        unsafe { T::store(self.word(i), value, Ordering::Release) }
+    }
+}
+
+/// `n` words of guest memory, translated at every access by `vm-memory`: slower, but the words may
+/// lie in several regions.
+pub struct CheckedWindow<T> {
+    memory: GuestMemoryMmap,
+    gpa: u64,
+    n: usize,
+    _table: Arc<Table>,
+    _word: PhantomData<T>,
+}
+
+impl<T: Word> CheckedWindow<T> {
+    pub(crate) fn new(table: Arc<Table>, gpa: u64, n: usize) -> Result<Self, OutOfRange> {
+        let len = (n as u64).saturating_mul(size_of::<T>() as u64);
+        let range = OutOfRange { gpa, len };
+        let end = gpa.checked_add(len).ok_or(range)?;
+        if !gpa.is_multiple_of(size_of::<T>() as u64) {
+            return Err(range);
+        }
+        let mut at = gpa;
+        while at < end {
+            match table.contiguous(at) {
+                0 => return Err(range),
+                run if run < end - at && !run.is_multiple_of(size_of::<T>() as u64) => return Err(range),
+                run => at += run.min(end - at),
+            }
+        }
+        Ok(CheckedWindow { memory: view(&table), gpa, n, _table: table, _word: PhantomData })
+    }
+
+    fn address(&self, i: usize) -> GuestAddress {
+        assert!(i < self.n, "word {i} of a window of {}", self.n);
+        GuestAddress(self.gpa + (i * size_of::<T>()) as u64)
+    }
+
+    fn load(&self, i: usize, order: Ordering) -> T {
+        self.memory.load(self.address(i), order).expect("new() checked that every word is guest memory")
+    }
+
+    fn store(&self, i: usize, value: T, order: Ordering) {
+        self.memory
+            .store(value, self.address(i), order)
+            .expect("new() checked that every word is guest memory");
+    }
+}
+
+impl<T: Word> Words<T> for CheckedWindow<T> {
+    fn get(&self, i: usize) -> T {
+        self.load(i, Ordering::Relaxed)
+    }
+    fn set(&self, i: usize, value: T) {
+        self.store(i, value, Ordering::Relaxed);
+    }
+    fn acquire(&self, i: usize) -> T {
+        self.load(i, Ordering::Acquire)
+    }
+    fn release(&self, i: usize, value: T) {
+        self.store(i, value, Ordering::Release);
+    }
+}
+
+/// The table as `vm-memory` sees it, over our mappings, which it does not own.
+fn view(table: &Table) -> GuestMemoryMmap {
+    let regions = table.regions().iter().map(|r| {
+        // SAFETY: the region lies inside a live mapping, which the caller keeps alive by the table.
+        let raw = unsafe {
+            MmapRegion::build_raw(
+                r.va().as_ptr(),
+                r.len as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+            )
+        };
+        let raw = raw.expect("a mapping is page-aligned");
+        GuestRegionMmap::new(raw, GuestAddress(r.gpa)).expect("the table checked that no region wraps")
+    });
+    GuestMemoryMmap::from_regions(regions.collect()).expect("the table checked order and overlap")
+}

@@ -1,0 +1,4 @@
+//! Wire structures and constants of virtio 1.3, with their section numbers. No logic.
+
+pub mod net;
+pub mod virtio;

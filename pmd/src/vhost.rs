@@ -1,0 +1,1 @@
+//! vhost-user: message, session, server.

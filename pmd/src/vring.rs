@@ -1,0 +1,1 @@
+//! Rings, device side and driver side.
