@@ -3,6 +3,8 @@
 //! A port hands out its queues when it starts; a queue is owned by one core, which calls its five
 //! verbs; it comes home to be stopped. One kind of port per file below.
 
+pub mod vhost;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,156 @@
+//! How rings come to a queue on its core and go home again: the only place where the control side and
+//! the data side of a vhost port meet.
+//!
+//! The control side leaves a ring at the door ([`Door::give`]) or asks for it ([`Door::take`]) and
+//! knocks. The queue looks for a knock once a turn, one relaxed load, and then answers under the lock.
+//! A ring is owned by one side at any time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::queue::Ring;
+use crate::sys::eventfd::EventFd;
+
+/// Which ring of a queue pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The guest's transmit queue: what `rx` lends from.
+    FromGuest = 0,
+    /// The guest's receive queue: what `tx` fills.
+    ToGuest = 1,
+}
+
+/// Why a ring did not come home.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("ring did not come home within {waited_ms} ms: {lent} of its buffers are still out")]
+pub(crate) struct Stuck {
+    pub(crate) waited_ms: u128,
+    pub(crate) lent: u32,
+}
+
+#[derive(Default)]
+struct Board {
+    incoming: [Option<Ring>; 2],
+    wanted: [bool; 2],
+    home: [Option<Ring>; 2],
+    lent: [u32; 2],
+}
+
+struct Shared {
+    knock: AtomicBool,
+    board: Mutex<Board>,
+    answered: Condvar,
+    bell: EventFd,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().expect("no holder panics")
+    }
+}
+
+/// The control side's half.
+pub(crate) struct Door(Arc<Shared>);
+
+/// The queue's half; when it is dropped, its rings have gone home.
+pub(super) struct Inside(Arc<Shared>);
+
+impl Door {
+    /// A door whose inner half goes to the queue.
+    pub(super) fn new() -> std::io::Result<(Door, Inside)> {
+        let shared = Arc::new(Shared {
+            knock: AtomicBool::new(false),
+            board: Mutex::default(),
+            answered: Condvar::new(),
+            bell: EventFd::new()?,
+        });
+        Ok((Door(Arc::clone(&shared)), Inside(shared)))
+    }
+
+    /// Another inner half, for a port that is started again.
+    pub(super) fn inside(&self) -> Inside {
+        // Rings may wait at the door since it was closed.
+        self.0.knock.store(true, Ordering::Release);
+        Inside(Arc::clone(&self.0))
+    }
+
+    /// Leaves a ring for the queue, which has none on that side. It waits here while no queue is there.
+    pub(crate) fn give(&self, side: Side, ring: Ring) {
+        let mut board = self.0.lock();
+        assert!(board.incoming[side as usize].replace(ring).is_none(), "a ring waits at the door already");
+        board.wanted[side as usize] = false;
+        drop(board);
+        self.knock();
+    }
+
+    /// Takes a ring that was given home, all its buffers settled; waits for that up to `patience`.
+    ///
+    /// # Errors
+    /// [`Stuck`]: some buffers are still out. The ring has stopped lending; ask again.
+    pub(crate) fn take(&self, side: Side, patience: Duration) -> Result<Ring, Stuck> {
+        let (since, i) = (Instant::now(), side as usize);
+        let mut board = self.0.lock();
+        board.wanted[i] = true;
+        self.knock();
+        loop {
+            if let Some(ring) = board.home[i].take().or_else(|| board.incoming[i].take()) {
+                board.wanted[i] = false;
+                return Ok(ring);
+            }
+            let Some(left) = patience.checked_sub(since.elapsed()) else {
+                return Err(Stuck { waited_ms: patience.as_millis(), lent: board.lent[i] });
+            };
+            board = self.0.answered.wait_timeout(board, left).expect("no holder panics").0;
+        }
+    }
+
+    fn knock(&self) {
+        // Pairs with the acquire in `knocked`: the board is written before.
+        self.0.knock.store(true, Ordering::Release);
+        self.0.bell.signal();
+    }
+}
+
+impl Inside {
+    /// Whether the control side wants something; clears the knock.
+    #[inline(always)]
+    pub(super) fn knocked(&self) -> bool {
+        // Relaxed first: the line is shared and quiet. The swap pairs with the release in `knock`.
+        self.0.knock.load(Ordering::Relaxed) && self.0.knock.swap(false, Ordering::Acquire)
+    }
+
+    /// What readable means somebody knocked.
+    pub(super) fn bell(&self) -> &EventFd {
+        &self.0.bell
+    }
+
+    /// The ring left at the door, if any, and whether the one inside is wanted.
+    pub(super) fn look(&self, side: Side) -> (Option<Ring>, bool) {
+        let mut board = self.0.lock();
+        (board.incoming[side as usize].take(), board.wanted[side as usize])
+    }
+
+    /// Sends a ring home.
+    pub(super) fn send(&self, side: Side, ring: Ring) {
+        self.0.lock().home[side as usize] = Some(ring);
+        self.0.answered.notify_all();
+    }
+
+    /// Tells how many buffers a wanted ring still has out.
+    pub(super) fn tell(&self, side: Side, lent: u32) {
+        self.0.lock().lent[side as usize] = lent;
+    }
+
+    /// No queue answers any more: rings that are not wanted wait at the door for the next one.
+    pub(super) fn close(&self, rings: [Option<Ring>; 2]) {
+        let mut board = self.0.lock();
+        for (i, ring) in rings.into_iter().enumerate() {
+            if let Some(ring) = ring {
+                board.incoming[i] = Some(ring);
+            }
+        }
+        drop(board);
+        self.0.answered.notify_all();
+    }
+}

@@ -1,0 +1,48 @@
+//! Event descriptors: kicks, calls, bells.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::EventfdFlags;
+use rustix::fs::OFlags;
+
+/// A counter that one side signals and the other waits for; never blocks.
+#[derive(Debug)]
+pub(crate) struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// A new one of our own.
+    pub(crate) fn new() -> io::Result<EventFd> {
+        Ok(EventFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// One that a peer sent. Anything else than an eventfd is refused: a write to a full pipe, say,
+    /// would stop the core that does it.
+    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<EventFd> {
+        use std::os::fd::AsRawFd;
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        if link.as_os_str() != "anon_inode:[eventfd]" {
+            let what = format!("{} where an eventfd is expected", link.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        Ok(EventFd(fd))
+    }
+
+    /// Adds one. A counter that is full stays full, which is as good.
+    pub(crate) fn signal(&self) {
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes the count; whether there was any.
+    pub(crate) fn clear(&self) -> bool {
+        rustix::io::read(&self.0, &mut [0u8; 8]).is_ok()
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,254 @@
+//! The packed layout: virtio 1.3 §2.8.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use hugepages::{Buf, Lender, OutOfRange, Table, Words};
+
+use super::access::Access;
+use super::{Chain, Fault, Layout, RingLayout, Rules, Walk, notify};
+use crate::batch::Batch;
+use crate::spec::virtio as v;
+
+const WRAP: u16 = 1 << 15;
+
+/// A packed ring: one ring of descriptors (two words of 64 bits each: address; length, id, flags) that
+/// both sides write, and an event area of each side.
+pub struct Packed<A: Access> {
+    desc: A::Of<u64>,
+    /// The driver's event area, read; ours, written: offset and wrap, flags.
+    driver: A::Of<u32>,
+    device: A::Of<u32>,
+    size: u16,
+    next: Position,
+    used: Position,
+    /// Places popped and not staged as used yet; with those staged, never more than the ring has.
+    out: u16,
+    /// The first staged element, whose write makes all of them visible: place and word.
+    first: Option<(usize, u64)>,
+    /// Places of staged elements.
+    staged: u16,
+    event_idx: bool,
+}
+
+/// A place in the ring and the wrap counter that goes with it (§2.8.1).
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Position {
+    at: u16,
+    wrap: bool,
+}
+
+impl Position {
+    fn of(bits: u32) -> Position {
+        let bits = bits as u16;
+        Position { at: bits & !WRAP, wrap: bits & WRAP != 0 }
+    }
+
+    fn bits(self) -> u16 {
+        self.at | if self.wrap { WRAP } else { 0 }
+    }
+
+    #[inline(always)]
+    fn forward(&mut self, n: u16, size: u16) {
+        self.at += n;
+        if self.at >= size {
+            self.at -= size;
+            self.wrap = !self.wrap;
+        }
+    }
+
+    /// Places from here forward to `to`.
+    fn distance(self, to: Position, size: u16) -> u16 {
+        let lap = if self.wrap == to.wrap { 0 } else { size };
+        (to.at + lap).saturating_sub(self.at).min(size)
+    }
+
+    fn back(&mut self, n: u16, size: u16) {
+        if self.at < n {
+            self.at += size;
+            self.wrap = !self.wrap;
+        }
+        self.at -= n;
+    }
+}
+
+#[inline(always)]
+fn fields((addr, rest): (u64, u64)) -> (u64, u32, u16, u16) {
+    (addr, rest as u32, (rest >> 32) as u16, (rest >> 48) as u16)
+}
+
+impl<A: Access> Packed<A> {
+    /// A chain of several descriptors, or an indirect one. The descriptors follow each other; the id
+    /// is in the last (§2.8.6), which is why the chain is gone through twice.
+    fn chain(
+        &self,
+        mem: &Lender,
+        rules: Rules,
+        out: &mut Batch<Buf>,
+        first: (u64, u64),
+    ) -> Result<Chain, Fault> {
+        let (mut descs, mut last, mut at) = (1u16, first, self.next);
+        while fields(last).3 & v::DESC_F_NEXT != 0 {
+            if descs == self.size {
+                return Err(Fault::Loop(fields(first).2));
+            }
+            if fields(last).3 & v::DESC_F_INDIRECT != 0 {
+                return Err(Fault::Indirect);
+            }
+            at.forward(1, self.size);
+            last = self.descriptor(at.at);
+            descs += 1;
+        }
+        let id = fields(last).2;
+        if id >= self.size {
+            return Err(Fault::HeadRange(id));
+        }
+        let mut walk = Walk::new(mem, rules, out, id);
+        let mut desc = first;
+        let mut at = self.next;
+        for left in (0..descs).rev() {
+            let (addr, len, _, flags) = fields(desc);
+            if flags & v::DESC_F_INDIRECT != 0 {
+                // The driver may have rewritten it since: only the last one may be a table.
+                let alone = left == 0 && flags & v::DESC_F_NEXT == 0;
+                return if alone { indirect(walk, addr, len, flags, descs) } else { Err(Fault::Indirect) };
+            }
+            walk.add(addr, len, flags)?;
+            if left > 0 {
+                at.forward(1, self.size);
+                desc = if left == 1 { last } else { self.descriptor(at.at) };
+            }
+        }
+        walk.end(descs)
+    }
+
+    #[inline(always)]
+    fn descriptor(&self, i: u16) -> (u64, u64) {
+        let at = usize::from(i) * 2;
+        (self.desc.get(at), self.desc.get(at + 1))
+    }
+}
+
+/// §2.8.7: the entries of the table are the chain, in order; only `WRITE` means anything in them.
+fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16, descs: u16) -> Result<Chain, Fault> {
+    for i in 0..walk.indirect_entries(len, flags)? {
+        let (addr, len, _, flags) = fields(walk.indirect_entry(table, i)?);
+        if flags & v::DESC_F_INDIRECT != 0 {
+            return Err(Fault::Indirect);
+        }
+        walk.add(addr, len, flags)?;
+    }
+    walk.end(descs)
+}
+
+impl<A: Access> Layout for Packed<A> {
+    fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
+        assert!(ring.size > 0 && ring.size <= v::MAX_RING, "the session checks the size");
+        // §2.8: alignment 16, 4, 4.
+        for (gpa, align) in [(ring.desc, 16), (ring.driver, 4), (ring.device, 4)] {
+            if !gpa.is_multiple_of(align) {
+                return Err(OutOfRange { gpa, len: 0 });
+            }
+        }
+        let (next, used) = (Position::of(ring.base), Position::of(ring.base >> 16));
+        if next.at >= ring.size || used.at >= ring.size {
+            return Err(OutOfRange { gpa: ring.desc, len: u64::from(ring.size) * 16 });
+        }
+        Ok(Packed {
+            desc: A::view(table, ring.desc, 2 * usize::from(ring.size))?,
+            driver: A::view(table, ring.driver, 1)?,
+            device: A::view(table, ring.device, 1)?,
+            size: ring.size,
+            next,
+            used,
+            out: used.distance(next, ring.size),
+            first: None,
+            staged: 0,
+            event_idx: ring.has(v::F_EVENT_IDX),
+        })
+    }
+
+    #[inline(always)]
+    fn pop(&mut self, mem: &Lender, rules: Rules, out: &mut Batch<Buf>) -> Result<Option<Chain>, Fault> {
+        let at = usize::from(self.next.at) * 2;
+        // Pairs with the driver's release of the flags: the rest of the chain is seen after them.
+        let rest = self.desc.acquire(at + 1);
+        let flags = (rest >> 48) as u16;
+        // §2.8.1.1: available: AVAIL equals our wrap counter, USED does not.
+        let (avail, used) = (flags & v::DESC_F_AVAIL != 0, flags & v::DESC_F_USED != 0);
+        if avail != self.next.wrap || used == self.next.wrap {
+            return Ok(None);
+        }
+        let desc = (self.desc.get(at), rest);
+        let (addr, len, id, _) = fields(desc);
+        let chain = if flags & (v::DESC_F_NEXT | v::DESC_F_INDIRECT) == 0 {
+            if id >= self.size {
+                return Err(Fault::HeadRange(id));
+            }
+            Walk::new(mem, rules, out, id).single(addr, len, flags, 1)?
+        } else {
+            self.chain(mem, rules, out, desc)?
+        };
+        if chain.descs > self.size - self.out - self.staged {
+            let (index, used) = (self.next.at, self.used.at);
+            return Err(Fault::AvailJump { index, used, size: self.size });
+        }
+        self.out += chain.descs;
+        self.next.forward(chain.descs, self.size);
+        Ok(Some(chain))
+    }
+
+    fn unpop(&mut self, descs: u16) {
+        self.out -= descs;
+        self.next.back(descs, self.size);
+    }
+
+    #[inline(always)]
+    fn push(&mut self, id: u16, descs: u16, written: u32) {
+        // §2.8.1.1: used: AVAIL and USED both equal our wrap counter. §2.8.4: WRITE: the length counts.
+        let mut flags = if self.used.wrap { v::DESC_F_AVAIL | v::DESC_F_USED } else { 0 };
+        if written > 0 {
+            flags |= v::DESC_F_WRITE;
+        }
+        let word = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
+        let at = usize::from(self.used.at) * 2 + 1;
+        if self.first.is_none() {
+            self.first = Some((at, word));
+        } else {
+            self.desc.set(at, word);
+        }
+        self.used.forward(descs, self.size);
+        self.out -= descs;
+        self.staged += descs;
+    }
+
+    #[inline(always)]
+    fn publish(&mut self) -> bool {
+        let Some((at, word)) = self.first.take() else { return false };
+        let count = std::mem::take(&mut self.staged);
+        // Pairs with the driver's acquire of the flags: it looks at the elements in order, so the
+        // first one, written last, uncovers the others and the data.
+        self.desc.release(at, word);
+        // Between our flags and its event area: pairs with the fence the driver has between its event
+        // area and its look at our flags (§2.8.14), so that one of the two sees the other.
+        fence(Ordering::SeqCst);
+        notify::passed_packed(self.driver.get(0), self.used.at, self.used.wrap, count, self.size)
+    }
+
+    fn arm(&mut self, on: bool) -> bool {
+        let event = match (on, self.event_idx) {
+            (false, _) => u32::from(v::EVENT_DISABLE) << 16,
+            (true, false) => u32::from(v::EVENT_ENABLE) << 16,
+            (true, true) => u32::from(v::EVENT_DESC) << 16 | u32::from(self.next.bits()),
+        };
+        self.device.set(0, event);
+        // Pairs with the driver's fence between its flags and its look at our event area.
+        fence(Ordering::SeqCst);
+        let flags = (self.desc.get(usize::from(self.next.at) * 2 + 1) >> 48) as u16;
+        (flags & v::DESC_F_AVAIL != 0) == self.next.wrap && (flags & v::DESC_F_USED != 0) != self.next.wrap
+    }
+
+    fn base(&self) -> u32 {
+        u32::from(self.next.bits()) | u32::from(self.used.bits()) << 16
+    }
+}

@@ -1,0 +1,201 @@
+//! The split layout: virtio 1.3 §2.7.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use hugepages::{Buf, Lender, OutOfRange, Table, Words};
+
+use super::access::Access;
+use super::{Chain, Fault, Layout, RingLayout, Rules, Walk, notify};
+use crate::batch::Batch;
+use crate::spec::virtio as v;
+
+// Words of the areas, §2.7.6 and §2.7.8.
+const FLAGS: usize = 0;
+const IDX: usize = 1;
+const RING: usize = 2;
+
+/// A split ring. Three areas: descriptors (two words of 64 bits each: address; length, flags, next),
+/// available ring (16-bit words), used ring (16-bit words for its index, 32-bit ones for elements).
+pub struct Split<A: Access> {
+    desc: A::Of<u64>,
+    avail: A::Of<u16>,
+    used: A::Of<u16>,
+    elements: A::Of<u32>,
+    size: u16,
+    /// Next index to pop, and the driver's index as last seen.
+    next: u16,
+    seen: u16,
+    /// Index after the last staged element, and the index the driver sees.
+    used_idx: u16,
+    published: u16,
+    event_idx: bool,
+}
+
+impl<A: Access> Split<A> {
+    /// Address; length, flags, next (§2.7.5).
+    #[inline(always)]
+    fn descriptor(&self, i: u16) -> (u64, u64) {
+        let at = usize::from(i) * 2;
+        (self.desc.get(at), self.desc.get(at + 1))
+    }
+
+    /// Whether a chain is available, reading the driver's index only when all seen ones are popped.
+    #[inline(always)]
+    fn available(&mut self) -> Result<bool, Fault> {
+        if self.next == self.seen {
+            // Pairs with the driver's release of idx: what it wrote before is seen after.
+            let index = self.avail.acquire(IDX);
+            if index == self.next {
+                return Ok(false);
+            }
+            // §2.7.13.3: never more outstanding than the ring has entries.
+            let ahead = index.wrapping_sub(self.next);
+            if index.wrapping_sub(self.published) > self.size || ahead > self.size {
+                return Err(Fault::AvailJump { index, used: self.published, size: self.size });
+            }
+            self.seen = index;
+        }
+        Ok(true)
+    }
+
+    /// A chain of several descriptors, or an indirect one.
+    fn chain(&self, mut walk: Walk<'_>, mut desc: (u64, u64)) -> Result<Chain, Fault> {
+        for _ in 0..self.size {
+            let (addr, len, flags, next) = fields(desc);
+            if flags & v::DESC_F_INDIRECT != 0 {
+                return indirect(walk, addr, len, flags);
+            }
+            walk.add(addr, len, flags)?;
+            if flags & v::DESC_F_NEXT == 0 {
+                return walk.end(1);
+            }
+            if next >= self.size {
+                return Err(Fault::NextRange(next));
+            }
+            desc = self.descriptor(next);
+        }
+        Err(Fault::Loop(walk.id))
+    }
+}
+
+#[inline(always)]
+fn fields((addr, rest): (u64, u64)) -> (u64, u32, u16, u16) {
+    (addr, rest as u32, (rest >> 32) as u16, (rest >> 48) as u16)
+}
+
+/// §2.7.5.3: the table is a chain of its own, linked by `next` from its entry 0 on.
+fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16) -> Result<Chain, Fault> {
+    let entries = walk.indirect_entries(len, flags)?;
+    let mut i = 0;
+    for _ in 0..entries {
+        let (addr, len, flags, next) = fields(walk.indirect_entry(table, i)?);
+        if flags & v::DESC_F_INDIRECT != 0 {
+            return Err(Fault::Indirect);
+        }
+        walk.add(addr, len, flags)?;
+        if flags & v::DESC_F_NEXT == 0 {
+            return walk.end(1);
+        }
+        if u32::from(next) >= entries {
+            return Err(Fault::NextRange(next));
+        }
+        i = u32::from(next);
+    }
+    Err(Fault::Loop(walk.id))
+}
+
+impl<A: Access> Layout for Split<A> {
+    fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
+        let n = usize::from(ring.size);
+        assert!(ring.size.is_power_of_two() && ring.size <= v::MAX_RING, "the session checks the size");
+        // §2.7: alignment 16, 2, 4.
+        for (gpa, align) in [(ring.desc, 16), (ring.driver, 2), (ring.device, 4)] {
+            if !gpa.is_multiple_of(align) {
+                return Err(OutOfRange { gpa, len: 0 });
+            }
+        }
+        // The event words at the ends are part of the areas with EVENT_IDX only.
+        let event_idx = ring.has(v::F_EVENT_IDX);
+        let event = usize::from(event_idx);
+        let base = ring.base as u16;
+        Ok(Split {
+            desc: A::view(table, ring.desc, 2 * n)?,
+            avail: A::view(table, ring.driver, RING + n + event)?,
+            used: A::view(table, ring.device, RING + 4 * n + event)?,
+            elements: A::view(table, ring.device, 1 + 2 * n)?,
+            size: ring.size,
+            next: base,
+            seen: base,
+            used_idx: base,
+            published: base,
+            event_idx,
+        })
+    }
+
+    #[inline(always)]
+    fn pop(&mut self, mem: &Lender, rules: Rules, out: &mut Batch<Buf>) -> Result<Option<Chain>, Fault> {
+        if !self.available()? {
+            return Ok(None);
+        }
+        let head = self.avail.get(RING + usize::from(self.next & (self.size - 1)));
+        if head >= self.size {
+            return Err(Fault::HeadRange(head));
+        }
+        let desc = self.descriptor(head);
+        let (addr, len, flags, _) = fields(desc);
+        let walk = Walk::new(mem, rules, out, head);
+        let chain = if flags & (v::DESC_F_NEXT | v::DESC_F_INDIRECT) == 0 {
+            walk.single(addr, len, flags, 1)?
+        } else {
+            self.chain(walk, desc)?
+        };
+        self.next = self.next.wrapping_add(1);
+        Ok(Some(chain))
+    }
+
+    fn unpop(&mut self, _descs: u16) {
+        self.next = self.next.wrapping_sub(1);
+    }
+
+    #[inline(always)]
+    fn push(&mut self, id: u16, _descs: u16, written: u32) {
+        let at = 1 + 2 * usize::from(self.used_idx & (self.size - 1));
+        self.elements.set(at, u32::from(id));
+        self.elements.set(at + 1, written);
+        self.used_idx = self.used_idx.wrapping_add(1);
+    }
+
+    #[inline(always)]
+    fn publish(&mut self) -> bool {
+        let old = self.published;
+        self.published = self.used_idx;
+        // Pairs with the driver's acquire of idx: the elements, and the data, come first.
+        self.used.release(IDX, self.used_idx);
+        // Between our index and its event: pairs with the fence the driver has between its event and
+        // its look at our index (§2.7.7), so that one of the two sees the other.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            notify::passed(self.avail.get(RING + usize::from(self.size)), self.used_idx, old)
+        } else {
+            self.avail.get(FLAGS) & v::AVAIL_F_NO_INTERRUPT == 0
+        }
+    }
+
+    fn arm(&mut self, on: bool) -> bool {
+        if self.event_idx {
+            if on {
+                self.used.set(RING + 4 * usize::from(self.size), self.next);
+            }
+        } else {
+            self.used.set(FLAGS, if on { 0 } else { v::USED_F_NO_NOTIFY });
+        }
+        // Pairs with the driver's fence between its index and its look at our event (§2.7.13.4).
+        fence(Ordering::SeqCst);
+        self.avail.get(IDX) != self.next
+    }
+
+    fn base(&self) -> u32 {
+        u32::from(self.next)
+    }
+}
