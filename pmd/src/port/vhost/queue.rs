@@ -335,17 +335,14 @@ fn receive<L: Layout>(ring: &mut Vring<L>, wire: Wire, out: &mut Batch<Buf>) -> 
     while packets + errors < out.burst() && bytes < WEIGHT {
         let at = out.len();
         let Some(chain) = ring.pop(out) else { break };
-        match out.get(at) {
-            Some(first) if first.len() > wire.hdr => {
-                first.prefetch();
-                plain[plains] = at as u8;
-                plains += 1;
-            }
-            _ if strip(ring, wire, out, at) => {}
-            _ => {
-                errors += 1;
-                continue;
-            }
+        let first = out.get(at).filter(|first| first.len() > wire.hdr);
+        if let Some(first) = first {
+            first.prefetch();
+            plain[plains] = at as u8;
+            plains += 1;
+        } else if !strip(ring, wire, out, at) {
+            errors += 1;
+            continue;
         }
         packets += 1;
         bytes += u64::from(chain.bytes - wire.hdr);
