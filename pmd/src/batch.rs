@@ -120,7 +120,7 @@ impl<T> Batch<T> {
 
     /// From front to back.
     #[inline]
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    pub fn iter(&self) -> impl Iterator<Item = &T> + Clone {
         self.slots[self.head..self.tail].iter().flatten()
     }
 
@@ -189,7 +189,8 @@ mod tests {
                 assert_eq!(batch.pop_front(), Some(round * 1000 + i));
             }
             batch.push(7);
-            assert_eq!((batch.get(0), batch.pop_back()), (Some(&(round * 1000 + 100)), Some(7)));
+            assert_eq!(batch.get(0), Some(&(round * 1000 + 100)));
+            assert_eq!(batch.pop_back(), Some(7));
             let mut other = Batch::new(32);
             assert_eq!(batch.move_to(&mut other), CAP - 100);
             assert!(batch.is_empty() && batch.pop_front().is_none() && batch.pop_back().is_none());

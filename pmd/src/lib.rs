@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod completion;
+pub mod offload;
 pub mod port;
 pub mod spec;
 mod sys;

@@ -13,6 +13,11 @@ use hugepages::{Buf, Loan, Table};
 
 use crate::batch::Batch;
 
+pub mod frames;
+pub mod generator;
+pub mod null;
+mod pace;
+
 /// What went wrong with a port. The message names the port, what was wrong and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {

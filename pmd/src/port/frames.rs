@@ -1,0 +1,54 @@
+//! What the ports that make or copy packets have in common: frames of their own, and an address.
+
+use std::sync::Once;
+
+use hugepages::{Backing, Loan, Pool};
+
+use crate::batch::Batch;
+use crate::port::PortError;
+
+/// Frames of a queue unless told otherwise: more than any burst and ring on its way, few enough to
+/// stay in a core's cache when they are small.
+pub const FRAMES: usize = 2048;
+
+/// A pool of `frames` frames of `size` bytes for a queue of `port`. The first that must do without
+/// huge pages says so, once for the process.
+pub(crate) fn pool(port: &str, frames: usize, size: u32, backing: Backing) -> Result<Pool, PortError> {
+    static TOLD: Once = Once::new();
+    let (pool, fallback) = Pool::new(frames, size, backing)
+        .map_err(|source| PortError::Memory { port: port.to_owned(), source })?;
+    if let Some(why) = fallback {
+        TOLD.call_once(|| tracing::warn!("port {port}: ordinary pages are used: {why}"));
+    }
+    Ok(pool)
+}
+
+/// Takes the receipts of `pool` from the front of `loans`, and stops at the first of another lender.
+#[inline]
+pub(crate) fn settle(pool: &mut Pool, loans: &mut Batch<Loan>) {
+    while loans.front().is_some_and(|loan| loan.owner() == pool.owner()) {
+        pool.settle(loans.pop_front().expect("looked at"));
+    }
+}
+
+/// A locally administered address made from the name: the same one in every run.
+pub(crate) fn local_mac(name: &str) -> [u8; 6] {
+    // FNV-1a, 64 bits.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let [a, b, c, d, e, ..] = hash.to_be_bytes();
+    [0x02, a, b, c, d, e]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_make_addresses() {
+        assert_eq!(local_mac("tap0"), local_mac("tap0"));
+        assert_ne!(local_mac("tap0"), local_mac("tap1"));
+        assert_eq!(local_mac("")[0] & 3, 2, "local, not a group");
+    }
+}
