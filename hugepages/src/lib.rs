@@ -11,13 +11,13 @@ compile_error!(
     "rings are little-endian and addresses are 64 bits wide: big-endian and 32-bit hosts are not supported"
 );
 
-pub mod buf;
-mod copy;
-pub mod map;
-pub mod pool;
 pub mod reserve;
+pub mod map;
+mod copy;
 pub mod table;
 pub mod window;
+pub mod buf;
+pub mod pool;
 
 pub use buf::{Buf, Lender, Loan, Offload, Pod};
 pub use map::{Backing, Map, MapError, PageSize};

@@ -4,7 +4,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::map::{Map, PageSize};
-use crate::window::{CheckedWindow, Window, Word};
 
 /// Most regions a table takes: what vhost-user's `GET_MAX_MEM_SLOTS` promises.
 pub const MAX_REGIONS: usize = 509;
@@ -119,32 +118,6 @@ impl Table {
     /// How many bytes from `gpa` on lie in one region; 0 when `gpa` is not guest memory.
     pub fn contiguous(&self, gpa: u64) -> u64 {
         self.find(gpa).map_or(0, |r| r.len - (gpa - r.gpa))
-    }
-
-    /// A view of `n` words at `gpa`, translated once: rings, at set-up.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] when the words are not all in one region, or not aligned to their size.
-    pub fn window<T: Word>(self: &Arc<Self>, gpa: u64, n: usize) -> Result<Window<T>, OutOfRange> {
-        let len = (n as u64).checked_mul(size_of::<T>() as u64).ok_or(OutOfRange { gpa, len: u64::MAX })?;
-        let va = self.translate(gpa, len)?;
-        if !(va.as_ptr() as usize).is_multiple_of(align_of::<T>()) {
-            return Err(OutOfRange { gpa, len });
-        }
-        // SAFETY: translate() checked that n words lie in one region, which the Arc keeps mapped.
-        Ok(unsafe { Window::new(va.cast(), n, Arc::clone(self)) })
-    }
-
-    /// The same view, translated and checked at every access: for words that lie in several regions.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] when some word is outside guest memory or not aligned to its size.
-    pub fn checked_window<T: Word>(
-        self: &Arc<Self>,
-        gpa: u64,
-        n: usize,
-    ) -> Result<CheckedWindow<T>, OutOfRange> {
-        CheckedWindow::new(Arc::clone(self), gpa, n)
     }
 
     /// The address of `len` bytes that lie in one region.

@@ -61,6 +61,34 @@ pub trait Words<T: Word>: Send {
     fn release(&self, i: usize, value: T);
 }
 
+impl Table {
+    /// A view of `n` words at `gpa`, translated once: rings, at set-up.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] when the words are not all in one region, or not aligned to their size.
+    pub fn window<T: Word>(self: &Arc<Self>, gpa: u64, n: usize) -> Result<Window<T>, OutOfRange> {
+        let len = (n as u64).checked_mul(size_of::<T>() as u64).ok_or(OutOfRange { gpa, len: u64::MAX })?;
+        let va = self.translate(gpa, len)?;
+        if !(va.as_ptr() as usize).is_multiple_of(align_of::<T>()) {
+            return Err(OutOfRange { gpa, len });
+        }
+        // SAFETY: translate() checked that n words lie in one region, which the Arc keeps mapped.
+        Ok(unsafe { Window::new(va.cast(), n, Arc::clone(self)) })
+    }
+
+    /// The same view, translated and checked at every access: for words that lie in several regions.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] when some word is outside guest memory or not aligned to its size.
+    pub fn checked_window<T: Word>(
+        self: &Arc<Self>,
+        gpa: u64,
+        n: usize,
+    ) -> Result<CheckedWindow<T>, OutOfRange> {
+        CheckedWindow::new(Arc::clone(self), gpa, n)
+    }
+}
+
 /// `n` words of guest memory, translated once. Keeps the table (so the mapping) alive; stale, but
 /// harmless, when the guest's memory table has been replaced since.
 #[derive(Debug)]

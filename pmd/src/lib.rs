@@ -4,14 +4,14 @@
 //! gets its receipt ([`hugepages::Loan`]); receipts that come home let the lender recycle. Five verbs
 //! between devices, see [`port::Queue`], and no others.
 
+pub mod spec;
+mod sys;
 pub mod batch;
 pub mod completion;
 pub mod offload;
-pub mod port;
-pub mod spec;
-mod sys;
-pub mod vhost;
 pub mod vring;
+pub mod vhost;
+pub mod port;
 pub mod worker;
 
 pub use batch::Batch;
