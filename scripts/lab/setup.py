@@ -1,0 +1,57 @@
+"""What the tests ask of the machine, installed and reserved here when the suite runs as root."""
+
+import os
+import shutil
+import subprocess
+
+import place
+from place import ROOT
+
+# command or file -> package, on Debian 12
+PACKAGES = {
+    "dpdk-testpmd": "dpdk-dev",
+    "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk": "openvswitch-switch-dpdk",
+    "iperf3": "iperf3",
+    "busybox": "busybox-static",
+    "ip": "iproute2",
+    "cpio": "cpio",
+    "xz": "xz-utils",
+    "modprobe": "kmod",
+    "setpriv": "util-linux",
+    "sysctl": "procps",
+    "cc": "gcc",
+}
+
+
+def present(thing):
+    return os.path.exists(thing) if thing.startswith("/") else shutil.which(thing) is not None
+
+
+def step(argv):
+    """Runs a set-up step, its output indented; a failure is said, and the tests that need it will skip."""
+    done = subprocess.run([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    lines = done.stdout.splitlines()
+    for line in lines[-15:] if done.returncode else [s for s in lines if s.startswith(("setup:", "fetch:"))]:
+        print("    " + line)
+    if done.returncode:
+        print(f"    {argv[0]} failed (exit {done.returncode}); what needs it is skipped", flush=True)
+    return done.returncode == 0
+
+
+def ready(tests):
+    """Does what the chosen tests need; without root it says what will be skipped."""
+    if not any(t.group == "interop" for t in tests):
+        return
+    print("--- set-up", flush=True)
+    if not place.is_root():
+        print("    not root: nothing is installed or reserved, and the interop scenarios are skipped", flush=True)
+        return
+    missing = sorted({package for thing, package in PACKAGES.items() if not present(thing)})
+    if missing:
+        print(f"    installing {' '.join(missing)}", flush=True)
+        step(["apt-get", "update", "-q"])
+        step(["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing])
+    step([ROOT / "scripts/setup"])
+    if any(t.name.startswith("guest") for t in tests):
+        step([ROOT / "scripts/lab/fetch"])
