@@ -20,7 +20,7 @@ use crate::with_ring;
 
 /// Bytes one ring may lend in one burst, so that a guest of large frames leaves the others their share:
 /// the weight of the kernel's vhost-net.
-pub const WEIGHT: u64 = 0x80000;
+pub(crate) const WEIGHT: u64 = 0x80000;
 
 /// virtio 1.3 §5.1.6: the header in front of a frame.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
@@ -288,10 +288,8 @@ impl Queue for VhostQueue {
             self.answer();
             return false;
         }
-        if let Some(ring) = &mut self.from_guest {
-            if ring.kick.is_none() || ring.ring.arm(true) {
-                return false;
-            }
+        if self.from_guest.as_mut().is_some_and(|ring| ring.kick.is_none() || ring.ring.arm(true)) {
+            return false;
         }
         wait(self.door.bell().as_fd());
         if let Some(kick) = self.from_guest.as_ref().and_then(|ring| ring.kick.as_ref()) {
