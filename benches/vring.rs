@@ -41,7 +41,8 @@ fn ours<L: Layout>(c: &mut Criterion, name: &str, packed: bool) {
 fn theirs(c: &mut Criterion) {
     let rig = Rig::new(SIZE, false, false, 64);
     // The crate wants a memory of its own: the same ring, written there.
-    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).expect("memory");
+    let memory: GuestMemoryMmap =
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).expect("memory");
     let (desc, driver, device) = (rig.layout.desc, rig.layout.driver, rig.layout.device);
     for i in 0..u64::from(SIZE) {
         memory.write_obj(0x10_0000 + i * 2048, GuestAddress(desc + i * 16)).expect("inside");
