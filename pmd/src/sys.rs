@@ -1,4 +1,5 @@
 //! Every system call of the data plane.
 
+pub(crate) mod cycles;
 #[allow(dead_code)]
 pub(crate) mod eventfd;
