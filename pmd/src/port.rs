@@ -17,6 +17,7 @@ pub mod frames;
 pub mod generator;
 pub mod null;
 mod pace;
+pub mod tap;
 
 /// What went wrong with a port. The message names the port, what was wrong and what to do.
 #[derive(Debug, thiserror::Error)]
