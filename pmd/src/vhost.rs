@@ -5,5 +5,20 @@
 //!
 //! - [`message`]: what one message says: bytes to [`Request`](message::Request), and
 //!   [`Answer`](message::Answer) to bytes
+//! - [`host`]: what a conversation asks of whoever runs the rings: [`Host`]
+//! - `ring`, `regions`: what a front-end may say about a ring, and about memory
+//! - `refusal`: why a message was refused
+//! - [`session`]: the conversation, a state machine without I/O: [`Session`]
 
+pub mod host;
 pub mod message;
+mod refusal;
+mod regions;
+mod ring;
+pub mod session;
+
+pub use host::{Host, HostError, RingSetup, Signals};
+pub use refusal::{Refusal, SessionError};
+pub use regions::RegionError;
+pub use ring::RingError;
+pub use session::{Offer, Session};

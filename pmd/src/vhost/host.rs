@@ -1,0 +1,256 @@
+//! What a conversation asks of whoever runs the rings.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::spec::vhost_user::{MemRegion, VringAddr};
+
+/// Why a wish of the front-end could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The file of a region cannot serve as guest memory.
+    #[error("region of {size:#x} bytes at guest address {guest:#x}: {source}")]
+    Memory {
+        /// Guest address of the region.
+        guest: u64,
+        /// Its bytes.
+        size: u64,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The ring cannot run as it is described.
+    #[error("{0}")]
+    Ring(Box<dyn std::error::Error + Send + Sync>),
+    /// The core that runs the ring did not give it back in time.
+    #[error("its core did not give it back in {waited_ms} ms; it stays out until it does")]
+    Late {
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
+}
+
+/// The eventfds of a ring. `None`: the other side polls, or nobody listens.
+#[derive(Clone, Debug, Default)]
+pub struct Signals {
+    /// Readable when the driver has made buffers available.
+    pub kick: Option<Arc<OwnedFd>>,
+    /// To be written when buffers were used.
+    pub call: Option<Arc<OwnedFd>>,
+    /// To be written when the ring is retired for a fault.
+    pub err: Option<Arc<OwnedFd>>,
+}
+
+/// A ring that is ready to run. Size, alignment and extent of its areas are checked; whether they lie
+/// in guest memory is not.
+#[derive(Clone, Debug)]
+pub struct RingSetup {
+    /// Which.
+    pub index: u16,
+    /// Features of the device, as negotiated.
+    pub features: u64,
+    /// Entries: 1 to 32768, a power of two when split.
+    pub num: u16,
+    /// Its areas, in the front-end's address space.
+    pub addr: VringAddr,
+    /// Where it goes on, as [`VringState::num`](crate::spec::vhost_user::VringState::num) has it, with
+    /// both halves when packed.
+    pub base: u32,
+    /// Its eventfds.
+    pub signals: Signals,
+}
+
+/// Whoever maps the guest's memory and runs its rings. Called by one thread, by
+/// [`Session`](super::Session), which keeps these promises: a ring is started only when it does not
+/// run and stopped only when it does; memory changes only while no ring runs.
+///
+/// A call may wait for a core, but must end in bounded time: other ports are served by the same
+/// thread.
+pub trait Host: Send {
+    /// A front-end is there.
+    fn connected(&mut self) {}
+
+    /// The front-end is gone; no ring runs. All its memory is to be unmapped.
+    fn disconnected(&mut self);
+
+    /// The guest's memory is now these regions and no others.
+    ///
+    /// # Errors
+    /// [`HostError::Memory`]; then the memory stays as it was.
+    fn map(&mut self, regions: Vec<(MemRegion, OwnedFd)>) -> Result<(), HostError>;
+
+    /// One region more.
+    ///
+    /// # Errors
+    /// [`HostError::Memory`]; then the memory stays as it was.
+    fn add(&mut self, region: MemRegion, file: OwnedFd) -> Result<(), HostError>;
+
+    /// One region less: one that was mapped or added before.
+    fn remove(&mut self, region: &MemRegion);
+
+    /// The ring runs from now on.
+    ///
+    /// # Errors
+    /// When its areas are outside guest memory, or a ring of that index is still out
+    /// ([`HostError::Late`]).
+    fn start(&mut self, ring: RingSetup) -> Result<(), HostError>;
+
+    /// The rings run no more: everything taken from them is given back and published. Where each
+    /// would go on (as in [`RingSetup::base`]), in the order asked.
+    ///
+    /// # Errors
+    /// [`HostError::Late`] for a ring that does not come home; it counts as stopped all the same and
+    /// cannot be started until it has come.
+    fn stop(&mut self, rings: &[u16]) -> Vec<Result<u32, HostError>>;
+
+    /// A running ring has new eventfds.
+    ///
+    /// # Errors
+    /// When a descriptor is no eventfd.
+    fn signals(&mut self, ring: u16, signals: &Signals) -> Result<(), HostError>;
+
+    /// Largest MTU the guest will use.
+    fn mtu(&mut self, mtu: u16) {
+        let _ = mtu;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A host without memory or rings: it writes down what it is asked, and holds the session to its
+    //! promises.
+
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// What a host was asked.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) enum Asked {
+        Connected,
+        Disconnected,
+        Map(Vec<MemRegion>),
+        Add(MemRegion),
+        Remove(MemRegion),
+        Start { index: u16, num: u16, base: u32 },
+        Stop(Vec<u16>),
+        Signals { ring: u16, kick: bool, call: bool, err: bool },
+        Mtu(u16),
+    }
+
+    /// Shared between the test and the thread that serves it.
+    #[derive(Default)]
+    pub(crate) struct Diary {
+        pub(crate) asked: Vec<Asked>,
+        /// Rings that run.
+        pub(crate) running: BTreeMap<u16, RingSetup>,
+        /// Regions with their files.
+        pub(crate) memory: Vec<(MemRegion, OwnedFd)>,
+        /// Where rings stand when they are stopped, if not where they started.
+        pub(crate) bases: BTreeMap<u16, u32>,
+        /// Rings that refuse to start, or are late when stopped.
+        pub(crate) broken: Vec<u16>,
+        pub(crate) late: Vec<u16>,
+        /// Whether memory is refused.
+        pub(crate) unmappable: bool,
+    }
+
+    #[derive(Clone, Default)]
+    pub(crate) struct Recorder(pub(crate) Arc<Mutex<Diary>>);
+
+    impl Recorder {
+        pub(crate) fn diary(&self) -> std::sync::MutexGuard<'_, Diary> {
+            self.0.lock().unwrap()
+        }
+
+        /// What was asked since the last call.
+        pub(crate) fn asked(&self) -> Vec<Asked> {
+            std::mem::take(&mut self.diary().asked)
+        }
+    }
+
+    impl Diary {
+        fn memory_may_change(&self, guest: u64) -> Result<(), HostError> {
+            assert!(self.running.is_empty(), "memory changes under running rings");
+            let source = "refused by the test".into();
+            if self.unmappable { Err(HostError::Memory { guest, size: 0, source }) } else { Ok(()) }
+        }
+    }
+
+    impl Host for Recorder {
+        fn connected(&mut self) {
+            self.diary().asked.push(Asked::Connected);
+        }
+
+        fn disconnected(&mut self) {
+            let mut diary = self.diary();
+            assert!(diary.running.is_empty(), "disconnected with running rings");
+            diary.memory.clear();
+            diary.asked.push(Asked::Disconnected);
+        }
+
+        fn map(&mut self, regions: Vec<(MemRegion, OwnedFd)>) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::Map(regions.iter().map(|r| r.0).collect()));
+            diary.memory_may_change(regions[0].0.guest)?;
+            diary.memory = regions;
+            Ok(())
+        }
+
+        fn add(&mut self, region: MemRegion, file: OwnedFd) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::Add(region));
+            diary.memory_may_change(region.guest)?;
+            diary.memory.push((region, file));
+            Ok(())
+        }
+
+        fn remove(&mut self, region: &MemRegion) {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::Remove(*region));
+            assert!(diary.running.is_empty(), "memory changes under running rings");
+            let at = diary.memory.iter().position(|r| r.0 == *region).expect("the region is mapped");
+            diary.memory.remove(at);
+        }
+
+        fn start(&mut self, ring: RingSetup) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            let RingSetup { index, num, base, .. } = ring;
+            diary.asked.push(Asked::Start { index, num, base });
+            assert!(!diary.running.contains_key(&index), "ring {index} is started twice");
+            assert!((1..=32768).contains(&num));
+            if diary.broken.contains(&index) {
+                return Err(HostError::Ring("refused by the test".into()));
+            }
+            diary.bases.insert(index, base);
+            diary.running.insert(index, ring);
+            Ok(())
+        }
+
+        fn stop(&mut self, rings: &[u16]) -> Vec<Result<u32, HostError>> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::Stop(rings.to_vec()));
+            let stop = |ring: &u16| {
+                assert!(diary.running.remove(ring).is_some(), "ring {ring} does not run");
+                if diary.late.contains(ring) {
+                    return Err(HostError::Late { waited_ms: 0 });
+                }
+                Ok(diary.bases[ring])
+            };
+            rings.iter().map(stop).collect()
+        }
+
+        fn signals(&mut self, ring: u16, signals: &Signals) -> Result<(), HostError> {
+            let Signals { kick, call, err } = signals;
+            let (kick, call, err) = (kick.is_some(), call.is_some(), err.is_some());
+            let mut diary = self.diary();
+            assert!(diary.running.contains_key(&ring), "ring {ring} does not run");
+            diary.asked.push(Asked::Signals { ring, kick, call, err });
+            Ok(())
+        }
+
+        fn mtu(&mut self, mtu: u16) {
+            self.diary().asked.push(Asked::Mtu(mtu));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Why a message was refused, and what that does to the conversation.
+
+use super::host::HostError;
+use super::message::{Malformed, name};
+use super::regions::RegionError;
+use super::ring::RingError;
+use crate::spec::vhost_user::MIN_MTU;
+
+/// Why a message was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It cannot be understood.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// It is not served.
+    #[error("message {} is not served", name(*.0))]
+    Unknown(u32),
+    /// Features nobody offered.
+    #[error("features {unknown:#x} were set and not offered")]
+    Features {
+        /// The offending bits.
+        unknown: u64,
+    },
+    /// Features that contradict each other.
+    #[error("packed rings were set without VERSION_1")]
+    PackedLegacy,
+    /// Features of a device at work.
+    #[error("features cannot change from {from:#x} to {to:#x} while rings run")]
+    FeaturesChange {
+        /// Those at work.
+        from: u64,
+        /// Those set.
+        to: u64,
+    },
+    /// What was said about a ring is wrong.
+    #[error("ring {index}: {source}")]
+    Ring {
+        /// As it came.
+        index: u32,
+        /// What is wrong.
+        source: RingError,
+    },
+    /// The ring is described, but does not run.
+    #[error("ring {index} does not start: {source}")]
+    Start {
+        /// Which.
+        index: u32,
+        /// Why.
+        source: HostError,
+    },
+    /// The ring was to stop.
+    #[error("ring {index} does not stop: {source}")]
+    Stop {
+        /// Which.
+        index: u32,
+        /// Why.
+        source: HostError,
+    },
+    /// The ring's eventfds do not serve.
+    #[error("ring {index}: {source}")]
+    Signals {
+        /// Which.
+        index: u32,
+        /// Why.
+        source: HostError,
+    },
+    /// What was said about memory is wrong.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The memory cannot be mapped.
+    #[error(transparent)]
+    Memory(HostError),
+    /// An MTU out of range.
+    #[error("MTU {mtu}; {MIN_MTU} to {max} are possible")]
+    Mtu {
+        /// As it came.
+        mtu: u64,
+        /// The largest.
+        max: u16,
+    },
+    /// Outside the configuration space.
+    #[error("configuration bytes {offset} to {offset} + {size}; there are {len}")]
+    ConfigRange {
+        /// First byte asked for.
+        offset: u32,
+        /// How many.
+        size: u32,
+        /// How many there are.
+        len: usize,
+    },
+    /// Virtio 1.3 §5.1.4: a driver may not write the configuration.
+    #[error("the configuration is read-only (flags {0:#x} are not those of a migration)")]
+    ConfigReadOnly(u32),
+}
+
+impl Refusal {
+    /// Whether the conversation can go on although the front-end does not hear of it.
+    pub(super) fn spares_the_connection(&self) -> bool {
+        match self {
+            Refusal::Unknown(_) | Refusal::Start { .. } => true,
+            Refusal::Ring { source, .. } => source.is_the_guests(),
+            _ => false,
+        }
+    }
+}
+
+/// The end of a conversation.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Refused, and the front-end did not ask to be told.
+    #[error("{0}; the front-end asked for no acknowledgement, so the connection ends")]
+    Unheard(Refusal),
+    /// An answer is due, and there is none that says "refused".
+    #[error("{0}; the answer due cannot be given, so the connection ends")]
+    Unanswerable(Refusal),
+}

@@ -1,0 +1,417 @@
+//! The conversation with one front-end, from connect to disconnect: a state machine that reads no
+//! socket, maps no memory and owns no ring. It answers what it can answer itself and asks a [`Host`]
+//! for the rest.
+//!
+//! What is refused: a message with an acknowledgement asked for gets a non-zero one, and the
+//! conversation goes on. Without, the front-end could not learn that it and we now disagree, so the
+//! connection ends; except for a message that is not known, which is ignored, and for a ring that
+//! cannot run (its size and addresses are the guest's choice): it stays stopped, and the guest may set
+//! it up anew.
+
+use std::sync::Arc;
+
+use super::host::{Host, HostError};
+use super::message::{Answer, Frame, Request};
+use super::refusal::{Refusal, SessionError};
+use super::regions::Regions;
+use super::ring::{Kick, Ring, RingError, check_addr, check_base, check_num};
+use crate::spec::vhost_user::{
+    CONFIG_F_MIGRATION, ConfigAccess, F_PROTOCOL_FEATURES, MAX_CONFIG, MAX_MEM_SLOTS, MAX_VRINGS, MIN_MTU,
+    MemRegion, PROTOCOL_F_CONFIG, PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU,
+    PROTOCOL_F_REPLY_ACK, VringAddr, VringState, id,
+};
+use crate::spec::virtio::{F_RING_PACKED, F_VERSION_1};
+
+/// Protocol features that are offered: those that work.
+pub const PROTOCOL_FEATURES: u64 = PROTOCOL_F_MQ
+    | PROTOCOL_F_REPLY_ACK
+    | PROTOCOL_F_NET_MTU
+    | PROTOCOL_F_CONFIG
+    | PROTOCOL_F_CONFIGURE_MEM_SLOTS;
+
+/// What a device offers to any front-end.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Features of virtio; the bit for protocol features is added.
+    pub features: u64,
+    /// Queue pairs, 1 to 128.
+    pub pairs: u16,
+    /// Largest MTU.
+    pub mtu: u16,
+    /// Configuration space, up to 256 bytes.
+    pub config: Vec<u8>,
+}
+
+/// What comes of a message.
+#[derive(Debug, Default)]
+pub struct Reply {
+    /// To be sent.
+    pub answer: Option<Answer>,
+    /// What was refused, for the log.
+    pub refused: Vec<Refusal>,
+}
+
+/// A conversation.
+#[derive(Debug)]
+pub struct Session {
+    offer: Offer,
+    /// `None` until the front-end has set them.
+    features: Option<u64>,
+    protocol: u64,
+    regions: Regions,
+    rings: Vec<Ring>,
+}
+
+impl Session {
+    /// With a front-end that has just connected.
+    pub fn new(offer: Offer) -> Session {
+        let rings = usize::from(offer.pairs) * 2;
+        assert!((2..=MAX_VRINGS).contains(&rings), "{} queue pairs", offer.pairs);
+        assert!(offer.config.len() <= MAX_CONFIG, "{} bytes of configuration", offer.config.len());
+        let rings = (0..rings).map(|_| Ring::default()).collect();
+        Session { offer, features: None, protocol: 0, regions: Regions::default(), rings }
+    }
+
+    /// Takes a message.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the connection has to end, with [`Session::close`].
+    pub fn on(&mut self, frame: Frame, host: &mut dyn Host) -> Result<Reply, SessionError> {
+        let id = frame.header.request;
+        let need_reply = frame.need_reply();
+        let mut refused = Vec::new();
+        let done = match Request::parse(frame) {
+            Ok(request) => self.serve(request, host, &mut refused),
+            Err(malformed) => Err(malformed.into()),
+        };
+        // Spec "REPLY_ACK": only once it is negotiated; requests with an answer of their own need none.
+        let acknowledge = need_reply && self.protocol & PROTOCOL_F_REPLY_ACK != 0;
+        let answer = match done {
+            Ok(Some(answer)) => Some(answer),
+            Ok(None) => acknowledge.then(|| Answer::number(id, 0)),
+            Err(why) => {
+                let answer = match id {
+                    id::GET_CONFIG => Some(Answer::no_config()),
+                    _ if has_answer(id) => return Err(SessionError::Unanswerable(why)),
+                    _ if acknowledge => Some(Answer::number(id, 1)),
+                    _ if why.spares_the_connection() => None,
+                    _ => return Err(SessionError::Unheard(why)),
+                };
+                refused.push(why);
+                answer
+            }
+        };
+        Ok(Reply { answer, refused })
+    }
+
+    /// Ends the conversation: no ring runs and no memory is mapped afterwards. What went wrong on the
+    /// way, for the log.
+    pub fn close(mut self, host: &mut dyn Host) -> Option<Refusal> {
+        let stopped = self.stop_all(host);
+        host.disconnected();
+        stopped.err()
+    }
+
+    fn serve(
+        &mut self,
+        request: Request,
+        host: &mut dyn Host,
+        refused: &mut Vec<Refusal>,
+    ) -> Result<Option<Answer>, Refusal> {
+        let number = |id, value| Ok(Some(Answer::number(id, value)));
+        match request {
+            Request::GetFeatures => return number(id::GET_FEATURES, self.offered()),
+            Request::GetProtocolFeatures => return number(id::GET_PROTOCOL_FEATURES, PROTOCOL_FEATURES),
+            Request::GetQueueNum => return number(id::GET_QUEUE_NUM, self.offer.pairs.into()),
+            Request::GetMaxMemSlots => return number(id::GET_MAX_MEM_SLOTS, MAX_MEM_SLOTS as u64),
+            Request::GetVringBase(index) => return self.vring_base(index, host).map(Some),
+            Request::GetConfig(access) => {
+                let bytes = &self.offer.config[self.config_range(&access)?];
+                return Ok(Some(Answer::config(access, bytes)));
+            }
+            Request::Unknown(id) => return Err(Refusal::Unknown(id)),
+
+            Request::SetOwner => {}
+            Request::ResetOwner => self.reset_owner(host)?,
+            Request::SetFeatures(features) => {
+                self.set_features(features)?;
+                self.start_all(host, refused);
+            }
+            Request::SetProtocolFeatures(features) => {
+                offers(PROTOCOL_FEATURES, features)?;
+                self.protocol = features;
+            }
+            Request::SetMemTable(table) => {
+                let regions = Regions::of(table.iter().map(|(region, _)| *region))?;
+                self.change_memory(host, refused, |host| host.map(table.into_iter().collect()))?;
+                self.regions = regions;
+                self.start_all(host, refused);
+            }
+            Request::AddMemReg(region, file) => {
+                self.regions.check(&region)?;
+                self.change_memory(host, refused, |host| host.add(region, file))?;
+                self.regions.add(region);
+                self.start_all(host, refused);
+            }
+            Request::RemMemReg(wanted) => self.remove_region(&wanted, host, refused)?,
+            Request::SetVringNum(state) => self.set_num(state)?,
+            Request::SetVringAddr(addr) => {
+                let ring = self.ring(addr.index)?;
+                self.set_addr(ring, addr, host)?;
+                self.start(ring, host)?;
+            }
+            Request::SetVringBase(state) => self.set_base(state)?,
+            Request::SetVringKick(index, fd) => {
+                let ring = self.ring(index)?;
+                self.rings[ring].kick = Some(fd.map_or(Kick::Polled, |fd| Kick::Fd(Arc::new(fd))));
+                self.signal(ring, host)?;
+                self.start(ring, host)?;
+            }
+            Request::SetVringCall(index, fd) => {
+                let ring = self.ring(index)?;
+                self.rings[ring].call = fd.map(Arc::new);
+                self.signal(ring, host)?;
+            }
+            Request::SetVringErr(index, fd) => {
+                let ring = self.ring(index)?;
+                self.rings[ring].err = fd.map(Arc::new);
+                self.signal(ring, host)?;
+            }
+            Request::SetVringEnable(state) => self.set_enable(state, host)?,
+            Request::NetSetMtu(mtu) => {
+                let max = self.offer.mtu;
+                let fits = u16::try_from(mtu).ok().filter(|&m| mtu >= u64::from(MIN_MTU) && m <= max);
+                host.mtu(fits.ok_or(Refusal::Mtu { mtu, max })?);
+            }
+            Request::SetConfig(access, bytes) => {
+                let range = self.config_range(&access)?;
+                if access.flags != CONFIG_F_MIGRATION {
+                    return Err(Refusal::ConfigReadOnly(access.flags));
+                }
+                self.offer.config[range].copy_from_slice(&bytes);
+            }
+        }
+        Ok(None)
+    }
+
+    fn offered(&self) -> u64 {
+        self.offer.features | F_PROTOCOL_FEATURES
+    }
+
+    /// The features at work; none before they are set.
+    fn features(&self) -> u64 {
+        self.features.unwrap_or(0)
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
+        offers(self.offered(), features)?;
+        if features & F_RING_PACKED != 0 && features & F_VERSION_1 == 0 {
+            return Err(Refusal::PackedLegacy);
+        }
+        // A front-end with several queue pairs sets the same features again for each.
+        let from = self.features();
+        if from != features && self.rings.iter().any(|r| r.running) {
+            return Err(Refusal::FeaturesChange { from, to: features });
+        }
+        self.features = Some(features);
+        Ok(())
+    }
+
+    /// Spec "RESET_OWNER": disables all rings. They start again with a new kick descriptor.
+    fn reset_owner(&mut self, host: &mut dyn Host) -> Result<(), Refusal> {
+        let stopped = self.stop_all(host);
+        for ring in &mut self.rings {
+            ring.forget_start();
+            ring.enabled = None;
+        }
+        stopped
+    }
+
+    /// Stops what runs and changes memory. When that fails, the rings go on as before.
+    fn change_memory(
+        &mut self,
+        host: &mut dyn Host,
+        refused: &mut Vec<Refusal>,
+        change: impl FnOnce(&mut dyn Host) -> Result<(), HostError>,
+    ) -> Result<(), Refusal> {
+        let changed = self.stop_all(host).and_then(|()| change(host).map_err(Refusal::Memory));
+        if changed.is_err() {
+            self.start_all(host, refused);
+        }
+        changed
+    }
+
+    fn remove_region(
+        &mut self,
+        wanted: &MemRegion,
+        host: &mut dyn Host,
+        refused: &mut Vec<Refusal>,
+    ) -> Result<(), Refusal> {
+        let region = self.regions.find(wanted)?;
+        self.change_memory(host, refused, |host| {
+            host.remove(&region);
+            Ok(())
+        })?;
+        self.regions.remove(&region);
+        self.start_all(host, refused);
+        Ok(())
+    }
+
+    /// The ring with this index, all 32 bits of it.
+    fn ring(&self, index: u32) -> Result<usize, Refusal> {
+        let rings = self.rings.len();
+        match usize::try_from(index) {
+            Ok(ring) if ring < rings => Ok(ring),
+            _ => Err(Refusal::Ring { index, source: RingError::NoSuchRing(rings) }),
+        }
+    }
+
+    fn set_num(&mut self, state: VringState) -> Result<(), Refusal> {
+        let ring = self.ring(state.index)?;
+        at_rest(ring, &self.rings[ring], "size")?;
+        let good = check_num(state.num, self.features);
+        self.rings[ring].num = good.is_ok().then_some(state.num);
+        good.map_err(about(ring))
+    }
+
+    /// A ring may move while it runs.
+    fn set_addr(&mut self, ring: usize, addr: VringAddr, host: &mut dyn Host) -> Result<(), Refusal> {
+        if self.rings[ring].running && self.rings[ring].addr != Some(addr) {
+            self.stop(&[ring], host)?;
+        }
+        // Before the size is known, the smallest ring there is.
+        let good = check_addr(&addr, self.rings[ring].num.unwrap_or(1), self.features());
+        self.rings[ring].addr = good.is_ok().then_some(addr);
+        good.map_err(about(ring))
+    }
+
+    fn set_base(&mut self, state: VringState) -> Result<(), Refusal> {
+        let ring = self.ring(state.index)?;
+        at_rest(ring, &self.rings[ring], "base")?;
+        self.rings[ring].base = Some(state.num);
+        match (self.features, self.rings[ring].num) {
+            (Some(features), Some(num)) => {
+                check_base(state.num, num, features).map(drop).map_err(about(ring))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Spec "GET_VRING_BASE": stops the ring, until a new kick descriptor comes.
+    fn vring_base(&mut self, index: u32, host: &mut dyn Host) -> Result<Answer, Refusal> {
+        let ring = self.ring(index)?;
+        if self.rings[ring].running {
+            self.stop(&[ring], host)?;
+        }
+        let features = self.features();
+        let ring = &mut self.rings[ring];
+        ring.forget_start();
+        Ok(Answer::vring(id::GET_VRING_BASE, VringState { index, num: ring.base_at_rest(features) }))
+    }
+
+    fn set_enable(&mut self, state: VringState, host: &mut dyn Host) -> Result<(), Refusal> {
+        let ring = self.ring(state.index)?;
+        let enabled = match state.num {
+            0 => false,
+            1 => true,
+            num => return Err(about(ring)(RingError::Enable(num))),
+        };
+        self.rings[ring].enabled = Some(enabled);
+        match (enabled, self.rings[ring].running) {
+            (true, false) => self.start(ring, host),
+            (false, true) => self.stop(&[ring], host),
+            _ => Ok(()),
+        }
+    }
+
+    fn signal(&mut self, ring: usize, host: &mut dyn Host) -> Result<(), Refusal> {
+        if !self.rings[ring].running {
+            return Ok(());
+        }
+        let signals = self.rings[ring].signals();
+        host.signals(ring as u16, &signals).map_err(|source| Refusal::Signals { index: ring as u32, source })
+    }
+
+    /// Spec "Ring states": starts a ring that is described, kicked and enabled.
+    fn start(&mut self, ring: usize, host: &mut dyn Host) -> Result<(), Refusal> {
+        let Some(features) = self.features else { return Ok(()) };
+        if self.rings[ring].running || self.regions.is_empty() {
+            return Ok(());
+        }
+        let setup = self.rings[ring].setup(ring as u16, features).map_err(about(ring))?;
+        if let Some(setup) = setup {
+            host.start(setup).map_err(|source| Refusal::Start { index: ring as u32, source })?;
+            self.rings[ring].running = true;
+        }
+        Ok(())
+    }
+
+    fn start_all(&mut self, host: &mut dyn Host, refused: &mut Vec<Refusal>) {
+        for ring in 0..self.rings.len() {
+            refused.extend(self.start(ring, host).err());
+        }
+    }
+
+    /// Stops rings that run, all of them whatever happens, and keeps where they stand.
+    fn stop(&mut self, rings: &[usize], host: &mut dyn Host) -> Result<(), Refusal> {
+        let indices: Vec<u16> = rings.iter().map(|&ring| ring as u16).collect();
+        let mut all = Ok(());
+        let bases = host.stop(&indices);
+        assert_eq!(bases.len(), rings.len(), "a host answers for every ring it is to stop");
+        for (&ring, base) in rings.iter().zip(bases) {
+            self.rings[ring].running = false;
+            match base {
+                Ok(base) => self.rings[ring].base = Some(base),
+                Err(source) if all.is_ok() => all = Err(Refusal::Stop { index: ring as u32, source }),
+                Err(_) => {}
+            }
+        }
+        all
+    }
+
+    fn stop_all(&mut self, host: &mut dyn Host) -> Result<(), Refusal> {
+        let running: Vec<usize> = (0..self.rings.len()).filter(|&ring| self.rings[ring].running).collect();
+        if running.is_empty() { Ok(()) } else { self.stop(&running, host) }
+    }
+
+    fn config_range(&self, access: &ConfigAccess) -> Result<std::ops::Range<usize>, Refusal> {
+        let ConfigAccess { offset, size, .. } = *access;
+        let len = self.offer.config.len();
+        let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(size));
+        if size == 0 || end > len as u64 {
+            return Err(Refusal::ConfigRange { offset, size, len });
+        }
+        Ok(start as usize..end as usize)
+    }
+}
+
+/// Whether a request is answered by more than an acknowledgement.
+fn has_answer(id: u32) -> bool {
+    matches!(
+        id,
+        id::GET_FEATURES
+            | id::GET_PROTOCOL_FEATURES
+            | id::GET_QUEUE_NUM
+            | id::GET_MAX_MEM_SLOTS
+            | id::GET_VRING_BASE
+            | id::GET_CONFIG
+    )
+}
+
+fn offers(offered: u64, set: u64) -> Result<(), Refusal> {
+    match set & !offered {
+        0 => Ok(()),
+        unknown => Err(Refusal::Features { unknown }),
+    }
+}
+
+fn at_rest(index: usize, ring: &Ring, what: &'static str) -> Result<(), Refusal> {
+    if ring.running { Err(about(index)(RingError::Running(what))) } else { Ok(()) }
+}
+
+fn about(ring: usize) -> impl Fn(RingError) -> Refusal {
+    move |source| Refusal::Ring { index: ring as u32, source }
+}
+
+#[cfg(test)]
+mod tests;
