@@ -1,6 +1,4 @@
 //! Every system call of the data plane.
 
-pub(crate) mod cycles;
 #[allow(dead_code)]
 pub(crate) mod eventfd;
-pub(crate) mod tap;

@@ -9,16 +9,25 @@
 //! - `ring`, `regions`: what a front-end may say about a ring, and about memory
 //! - `refusal`: why a message was refused
 //! - [`session`]: the conversation, a state machine without I/O: [`Session`]
+//! - `wire`: messages through a socket, in pieces or not
+//! - `endpoint`: where the socket comes from: listening or connecting
+//! - [`server`]: one thread for any number of sockets: [`Server`]
 
+mod endpoint;
 pub mod host;
 pub mod message;
 mod refusal;
 mod regions;
 mod ring;
+pub mod server;
 pub mod session;
+mod wire;
 
+pub use endpoint::SocketError;
 pub use host::{Host, HostError, RingSetup, Signals};
 pub use refusal::{Refusal, SessionError};
 pub use regions::RegionError;
 pub use ring::RingError;
+pub use server::{Handle, PortId, Server, ServerError, Socket};
 pub use session::{Offer, Session};
+pub use wire::WireError;

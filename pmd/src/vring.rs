@@ -5,7 +5,6 @@
 //! memory is reached.
 
 pub mod access;
-pub mod driver;
 pub mod notify;
 pub mod packed;
 pub mod split;

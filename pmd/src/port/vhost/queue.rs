@@ -7,17 +7,88 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use hugepages::{Buf, Loan};
+use hugepages::{Buf, Loan, Offload};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::deliver::Deliver;
 use super::door::{Inside, Side};
-use super::receive::receive;
-use super::wire::Wire;
-use crate::batch::Batch;
+use crate::batch::{Batch, CAP};
 use crate::port::{Counters, Queue};
+use crate::spec::net;
 use crate::sys::eventfd::EventFd;
-use crate::vring::AnyVring;
+use crate::vring::{AnyVring, Layout, Vring};
 use crate::with_ring;
+
+/// Bytes one ring may lend in one burst, so that a guest of large frames leaves the others their share:
+/// the weight of the kernel's vhost-net.
+pub(crate) const WEIGHT: u64 = 0x80000;
+
+/// virtio 1.3 §5.1.6: the header in front of a frame.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct Header {
+    offload: Offload,
+    num_buffers: u16,
+}
+
+/// How frames are wrapped on a ring, by its negotiated features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wire {
+    /// Bytes of the header: 12, or 10 for a legacy driver without mergeable buffers.
+    hdr: u32,
+    mergeable: bool,
+    features: u64,
+}
+
+impl Wire {
+    /// By the features of the connection.
+    pub(crate) fn of(features: u64) -> Wire {
+        let mergeable = features & net::F_MRG_RXBUF != 0;
+        let modern = features & crate::spec::virtio::F_VERSION_1 != 0;
+        let hdr = if mergeable || modern { net::HDR_LEN } else { net::HDR_LEN_LEGACY };
+        Wire { hdr, mergeable, features }
+    }
+
+    fn has(self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    /// What of a guest's header is to be believed: nothing that points outside the frame or was not
+    /// negotiated, and no segmentation without a checksum to complete (§5.1.6.2).
+    fn believe(self, offload: Offload, frame: u32) -> Offload {
+        let end = u32::from(offload.csum_start) + u32::from(offload.csum_offset) + 2;
+        let wanted = self.has(net::F_CSUM) && offload.flags & net::HDR_F_NEEDS_CSUM != 0;
+        if !wanted || end > frame {
+            return Offload::default();
+        }
+        let negotiated = match offload.gso_type & !net::GSO_ECN {
+            net::GSO_TCPV4 => self.has(net::F_HOST_TSO4),
+            net::GSO_TCPV6 => self.has(net::F_HOST_TSO6),
+            net::GSO_UDP => self.has(net::F_HOST_UFO),
+            net::GSO_UDP_L4 => self.has(net::F_HOST_USO),
+            _ => false,
+        };
+        let flags = net::HDR_F_NEEDS_CSUM;
+        if negotiated && offload.gso_size > 0 {
+            let hdr_len = (u32::from(offload.hdr_len)).min(frame) as u16;
+            Offload { flags, hdr_len, ..offload }
+        } else {
+            Offload { flags, gso_type: 0, gso_size: 0, hdr_len: 0, ..offload }
+        }
+    }
+
+    /// Whether the guest takes the packet as it is.
+    fn takes(self, offload: &Offload) -> bool {
+        let segments = match offload.gso_type & !net::GSO_ECN {
+            net::GSO_NONE => true,
+            net::GSO_TCPV4 => self.has(net::F_GUEST_TSO4),
+            net::GSO_TCPV6 => self.has(net::F_GUEST_TSO6),
+            net::GSO_UDP => self.has(net::F_GUEST_UFO),
+            net::GSO_UDP_L4 => self.has(net::F_GUEST_USO4) && self.has(net::F_GUEST_USO6),
+            _ => false,
+        };
+        segments && (offload.flags == 0 || self.has(net::F_GUEST_CSUM))
+    }
+}
 
 /// A ring with all that its core needs to run it.
 pub(crate) struct Ring {
@@ -250,4 +321,225 @@ impl Drop for VhostQueue {
         }
         self.door.close([self.from_guest.take(), self.to_guest.take()]);
     }
+}
+
+/// Lends packets of a guest's transmit ring: pops a burst first, so that the lines of its headers are
+/// on the way, then takes the headers off. How many packets, how many chains that were none, and the
+/// bytes of the packets.
+#[inline(always)]
+fn receive<L: Layout>(ring: &mut Vring<L>, wire: Wire, out: &mut Batch<Buf>) -> (usize, usize, u64) {
+    let mut plain = [0u8; CAP];
+    let (mut plains, mut packets, mut bytes, mut errors) = (0, 0, 0u64, 0);
+    while packets + errors < out.burst() && bytes < WEIGHT {
+        let at = out.len();
+        let Some(chain) = ring.pop(out) else { break };
+        let first = out.get(at).filter(|first| first.len() > wire.hdr);
+        if let Some(first) = first {
+            first.prefetch();
+            plain[plains] = at as u8;
+            plains += 1;
+        } else if !strip(ring, wire, out, at) {
+            errors += 1;
+            continue;
+        }
+        packets += 1;
+        bytes += u64::from(chain.bytes - wire.hdr);
+    }
+    for &at in &plain[..plains] {
+        let buf = out.get_mut(at.into()).expect("popped just now");
+        let offload = buf.peek::<Offload>(0).expect("longer than a header");
+        buf.advance(wire.hdr);
+        if offload != Offload::default() {
+            let (_, frame) = out.packet_at(at.into());
+            out.get_mut(at.into()).expect("popped just now").offload = wire.believe(offload, frame);
+        }
+    }
+    (packets, errors, bytes)
+}
+
+/// Takes the header off the last packet of `out`, which begins at buffer `at`, when the header does not
+/// lie in its first buffer with room to spare. `false`: it was no longer than its header and is gone.
+#[cold]
+fn strip<L: Layout>(ring: &mut Vring<L>, wire: Wire, out: &mut Batch<Buf>, at: usize) -> bool {
+    let (_, bytes) = out.packet_at(at);
+    let runt = bytes <= wire.hdr;
+    let (mut header, mut got) = ([0u8; net::HDR_LEN as usize], 0);
+    // Its buffers, last first: those that the header leaves empty are finished at once.
+    let mut keep = [const { None }; CAP];
+    let mut n = 0;
+    while out.len() > at {
+        keep[n] = out.pop_back();
+        n += 1;
+    }
+    for buf in keep[..n].iter_mut().rev() {
+        let mut buf = buf.take().expect("filled just now");
+        let part = buf.read(0, &mut header[got..wire.hdr as usize]);
+        got += part;
+        buf.advance(part as u32);
+        if runt || buf.is_empty() {
+            ring.settle(buf.finish(0));
+        } else {
+            out.push(buf);
+        }
+    }
+    if let Some(buf) = out.get_mut(at) {
+        let (offload, _) = Offload::read_from_prefix(&header).expect("long enough");
+        buf.offload = wire.believe(offload, bytes - wire.hdr);
+    }
+    !runt
+}
+
+/// Fills a guest's receive ring.
+struct Deliver<'a, L> {
+    ring: &'a mut Vring<L>,
+    wire: Wire,
+    stash: &'a mut Batch<Buf>,
+    done: &'a mut Batch<Loan>,
+}
+
+impl<L: Layout> Deliver<'_, L> {
+    fn burst(&mut self, batch: &mut Batch<Buf>, counters: &Counters) -> usize {
+        let hdr = self.wire.hdr;
+        let (mut packets, mut bytes, mut errors) = (0, 0u64, 0);
+        self.fetch(batch.len());
+        while let Some(packet) = batch.front() {
+            if self.done.room() == 0 {
+                break;
+            }
+            let simple = self.stash.front().is_some_and(|room| {
+                let fits = room.len() >= hdr && room.len() - hdr >= packet.len();
+                fits && !packet.more() && !room.more() && !packet.is_empty()
+            });
+            if simple && self.wire.takes(&packet.offload) {
+                let packet = batch.pop_front().expect("not empty");
+                let mut room = self.stash.pop_front().expect("not empty");
+                self.header(&mut room, packet.offload);
+                let len = packet.len();
+                packet.copy_part(0, &mut room, hdr, len);
+                self.ring.settle(room.finish(hdr + len));
+                self.done.push(packet.finish(0));
+                packets += 1;
+                bytes += u64::from(len);
+                continue;
+            }
+            match self.packet(batch) {
+                Sent::Bytes(n) => {
+                    packets += 1;
+                    bytes += n;
+                }
+                Sent::Never => errors += 1,
+                Sent::Later => break,
+            }
+        }
+        counters.tx_packets.add(packets as u64);
+        counters.tx_bytes.add(bytes);
+        counters.tx_errors.add(errors as u64);
+        packets + errors
+    }
+
+    /// Pops empty chains until `want` buffers are in the stash, or there are no more.
+    #[inline(always)]
+    fn fetch(&mut self, want: usize) {
+        let want = want.min(CAP);
+        while self.stash.len() < want {
+            let at = self.stash.len();
+            if self.ring.pop(self.stash).is_none() {
+                break;
+            }
+            if let Some(room) = self.stash.get(at) {
+                room.prefetch_write();
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn header(&self, room: &mut Buf, offload: Offload) {
+        let whole = if self.wire.hdr == net::HDR_LEN {
+            room.poke(0, Header { offload, num_buffers: 1 })
+        } else {
+            room.poke(0, offload)
+        };
+        debug_assert!(whole, "the caller looked for room");
+    }
+
+    /// Any packet into any chains.
+    fn packet(&mut self, batch: &mut Batch<Buf>) -> Sent {
+        let (bufs, bytes) = batch.packet_at(0);
+        if bufs > self.done.room() {
+            return Sent::Later;
+        }
+        let offload = batch.front().expect("not empty").offload;
+        if bytes == 0 || !self.wire.takes(&offload) {
+            return self.never(batch);
+        }
+        let need = u64::from(bytes) + u64::from(self.wire.hdr);
+        let (mut rooms, mut chains) = self.room_for(need);
+        if rooms.is_none() {
+            self.fetch(CAP);
+            (rooms, chains) = self.room_for(need);
+        }
+        let Some(rooms) = rooms else {
+            // A single chain that is too short, or a stash full of crumbs, will not do later either.
+            let hopeless = (!self.wire.mergeable && chains > 0) || self.stash.room() == 0;
+            return if hopeless { self.never(batch) } else { Sent::Later };
+        };
+        self.fill(batch, bufs, rooms, Header { offload, num_buffers: chains as u16 });
+        for _ in 0..bufs {
+            self.done.push(batch.pop_front().expect("counted").finish(0));
+        }
+        Sent::Bytes(u64::from(bytes))
+    }
+
+    /// Buffers from the front of the stash that hold `need` bytes, and whole chains they are; one chain
+    /// only, unless mergeable.
+    fn room_for(&self, need: u64) -> (Option<usize>, usize) {
+        let (mut have, mut chains) = (0u64, 0);
+        for (i, room) in self.stash.iter().enumerate() {
+            have += u64::from(room.len());
+            if room.more() {
+                continue;
+            }
+            chains += 1;
+            if have >= need {
+                return (Some(i + 1), chains);
+            }
+            if !self.wire.mergeable {
+                break;
+            }
+        }
+        (None, chains)
+    }
+
+    /// Writes header and packet over the first `rooms` buffers of the stash and completes them.
+    fn fill(&mut self, batch: &Batch<Buf>, bufs: usize, rooms: usize, header: Header) {
+        let bytes = header.as_bytes();
+        let (mut hdr, mut from, mut off) = (&bytes[..self.wire.hdr as usize], 0, 0);
+        for _ in 0..rooms {
+            let mut room = self.stash.pop_front().expect("counted");
+            let mut written = room.write(0, hdr) as u32;
+            hdr = &hdr[written as usize..];
+            while hdr.is_empty() && from < bufs && written < room.len() {
+                let packet = batch.get(from).expect("counted");
+                let n = packet.copy_part(off, &mut room, written, packet.len() - off);
+                written += n;
+                off += n;
+                if off == packet.len() {
+                    (from, off) = (from + 1, 0);
+                }
+            }
+            self.ring.settle(room.finish(written));
+        }
+    }
+
+    fn never(&mut self, batch: &mut Batch<Buf>) -> Sent {
+        crate::port::drop_packet(batch, self.done);
+        Sent::Never
+    }
+}
+
+/// What became of a packet.
+enum Sent {
+    Bytes(u64),
+    Never,
+    Later,
 }

@@ -1,0 +1,408 @@
+//! One thread that speaks with the front-ends of any number of ports.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use tracing::{debug, info, warn};
+
+use super::endpoint::{Caller, Listener, SocketError};
+use super::host::Host;
+use super::refusal::SessionError;
+use super::session::{Offer, Session};
+use super::wire::{Received, Wire, WireError};
+
+/// Messages served for one port before the others have their turn.
+const MESSAGES_A_TURN: usize = 32;
+/// Connections accepted or refused for one port before the others have their turn.
+const ACCEPTS_A_TURN: usize = 8;
+/// Refusals logged of one connection; a hostile front-end could cause any number.
+const LOGGED_REFUSALS: u32 = 16;
+/// How long no connection is accepted after accepting failed (descriptors have run out).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Where a port's front-end is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// We listen at this path; front-ends connect, one at a time.
+    Listen(PathBuf),
+    /// A front-end listens at this path; we connect, and connect again when it has gone.
+    Connect(PathBuf),
+}
+
+impl Socket {
+    /// The path.
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Socket::Listen(path) | Socket::Connect(path) => path,
+        }
+    }
+}
+
+/// Why a port cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The thread could not be set up.
+    #[error("control thread of vhost-user: {0}")]
+    Thread(std::io::Error),
+    /// The thread has ended.
+    #[error("the control thread of vhost-user has ended; no port can be added")]
+    Ended,
+}
+
+/// A port that is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortId(u64);
+
+enum Command {
+    Add(Socket, Offer, Box<dyn Host>, Sender<Result<PortId, ServerError>>),
+    Remove(PortId, Sender<Box<dyn Host>>),
+    End,
+}
+
+/// The thread. Dropped, it disconnects all front-ends, stops their rings and removes its sockets.
+#[derive(Debug)]
+pub struct Server {
+    handle: Handle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Adds ports to a [`Server`] and removes them, from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Server {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`ServerError::Thread`].
+    pub fn start() -> Result<Server, ServerError> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let wake = Arc::new(wake.map_err(|errno| ServerError::Thread(errno.into()))?);
+        let (commands, inbox) = unbounded();
+        let control = Control { inbox, wake: Arc::clone(&wake), ports: Vec::new(), next_id: 0 };
+        let thread = std::thread::Builder::new().name("vhost-user".into());
+        let thread = thread.spawn(|| control.run()).map_err(ServerError::Thread)?;
+        Ok(Server { handle: Handle { commands, wake }, thread: Some(thread) })
+    }
+
+    /// A handle to it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.handle.tell(Command::End);
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(std::thread::panicking() || !matches!(ended, Some(Err(_))), "the control thread panicked");
+    }
+}
+
+impl Handle {
+    /// Serves a port from now on. `host` is called by the control thread only.
+    ///
+    /// # Errors
+    /// When the socket cannot be had, or the server has ended.
+    pub fn add(&self, socket: Socket, offer: Offer, host: Box<dyn Host>) -> Result<PortId, ServerError> {
+        let (reply, answer) = bounded(1);
+        self.tell(Command::Add(socket, offer, host, reply));
+        answer.recv().unwrap_or(Err(ServerError::Ended))
+    }
+
+    /// Serves it no more: its front-end is disconnected, its rings are stopped, its socket is removed.
+    /// The host comes back; `None` when the port is not known or the server has ended.
+    pub fn remove(&self, port: PortId) -> Option<Box<dyn Host>> {
+        let (reply, answer) = bounded(1);
+        self.tell(Command::Remove(port, reply));
+        answer.recv().ok()
+    }
+
+    fn tell(&self, command: Command) {
+        // When the thread has ended, the command is dropped and with it the sender of the answer.
+        let _ = self.commands.send(command);
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// What the thread owns.
+struct Control {
+    inbox: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    ports: Vec<Port>,
+    next_id: u64,
+}
+
+impl Control {
+    fn run(mut self) {
+        loop {
+            let events = self.wait();
+            for (port, events) in self.ports.iter_mut().zip(events) {
+                port.turn(events);
+            }
+            if self.obey() {
+                break;
+            }
+        }
+        self.ports.drain(..).for_each(|port| drop(port.close()));
+    }
+
+    /// Waits until something is to be done. What is ready, by port.
+    fn wait(&self) -> Vec<Events> {
+        let now = Instant::now();
+        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
+        for port in &self.ports {
+            fds.extend(port.sockets(now).map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+        }
+        let until = self.ports.iter().filter_map(|port| port.alarm(now)).min();
+        let timeout = until.map(|until| {
+            // Rounded up to a millisecond: never early.
+            let left = until.saturating_duration_since(now) + Duration::from_millis(1);
+            Timespec::try_from(left).expect("a short wait")
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR | Errno::NOMEM) => {}
+            Err(errno) => panic!("poll: {errno}"),
+        }
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        let mut ready = fds.iter().skip(1).map(|fd| !fd.revents().is_empty());
+        let mut next = |polled: bool| polled && ready.next().expect("as many as were polled");
+        self.ports
+            .iter()
+            .map(|port| Events { link: next(port.link.is_some()), listener: next(port.listens(now)) })
+            .collect()
+    }
+
+    /// Carries out what was asked through handles; whether to end.
+    fn obey(&mut self) -> bool {
+        for command in self.inbox.try_iter() {
+            match command {
+                Command::Add(socket, offer, host, reply) => {
+                    let id = PortId(self.next_id);
+                    let added = Port::open(id, socket, offer, host).map(|port| self.ports.push(port));
+                    self.next_id += 1;
+                    let _ = reply.send(added.map(|()| id));
+                }
+                Command::Remove(id, reply) => {
+                    if let Some(at) = self.ports.iter().position(|port| port.id == id) {
+                        let _ = reply.send(self.ports.swap_remove(at).close());
+                    }
+                }
+                Command::End => return true,
+            }
+        }
+        false
+    }
+}
+
+/// What is ready of a port.
+#[derive(Clone, Copy, Debug)]
+struct Events {
+    link: bool,
+    listener: bool,
+}
+
+enum Endpoint {
+    Listener { listener: Listener, not_before: Option<Instant> },
+    Caller { caller: Caller, complained: bool },
+}
+
+struct Link {
+    wire: Wire,
+    session: Session,
+    refusals: u32,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the front-end closed the connection")]
+    Closed,
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("the port is removed")]
+    Removed,
+}
+
+struct Port {
+    id: PortId,
+    path: PathBuf,
+    endpoint: Endpoint,
+    offer: Offer,
+    host: Box<dyn Host>,
+    link: Option<Link>,
+}
+
+impl Port {
+    fn open(id: PortId, socket: Socket, offer: Offer, host: Box<dyn Host>) -> Result<Port, ServerError> {
+        let path = socket.path().clone();
+        let endpoint = match socket {
+            Socket::Listen(path) => Endpoint::Listener { listener: Listener::bind(&path)?, not_before: None },
+            Socket::Connect(path) => Endpoint::Caller { caller: Caller::new(&path)?, complained: false },
+        };
+        debug!(socket = %path.display(), "serving");
+        Ok(Port { id, path, endpoint, offer, host, link: None })
+    }
+
+    fn close(mut self) -> Box<dyn Host> {
+        if self.link.is_some() {
+            self.end(&End::Removed);
+        }
+        self.host
+    }
+
+    /// Whether its listening socket is polled.
+    fn listens(&self, now: Instant) -> bool {
+        match &self.endpoint {
+            Endpoint::Listener { not_before, .. } => not_before.is_none_or(|at| now >= at),
+            Endpoint::Caller { .. } => false,
+        }
+    }
+
+    /// What to poll, in the order of [`Events`].
+    fn sockets(&self, now: Instant) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let link = self.link.as_ref().map(|link| {
+            let flags = if link.wire.blocked() { PollFlags::OUT } else { PollFlags::IN };
+            (link.wire.socket(), flags)
+        });
+        let listener = match &self.endpoint {
+            Endpoint::Listener { listener, .. } if self.listens(now) => {
+                Some((listener.socket(), PollFlags::IN))
+            }
+            _ => None,
+        };
+        link.into_iter().chain(listener)
+    }
+
+    /// When it has to have a turn, ready or not.
+    fn alarm(&self, now: Instant) -> Option<Instant> {
+        match &self.endpoint {
+            Endpoint::Caller { caller, .. } if self.link.is_none() => Some(caller.next()),
+            Endpoint::Listener { not_before, .. } => not_before.filter(|at| now < *at),
+            Endpoint::Caller { .. } => None,
+        }
+    }
+
+    /// The link first: a front-end that has gone makes room for the next.
+    fn turn(&mut self, events: Events) {
+        if events.link
+            && let Err(end) = self.talk()
+        {
+            self.end(&end);
+        }
+        match &mut self.endpoint {
+            Endpoint::Listener { .. } if events.listener => self.accept(),
+            Endpoint::Caller { caller, .. } if self.link.is_none() && Instant::now() >= caller.next() => {
+                self.call();
+            }
+            _ => {}
+        }
+    }
+
+    fn talk(&mut self) -> Result<(), End> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        link.wire.flush()?;
+        for _ in 0..MESSAGES_A_TURN {
+            if link.wire.blocked() {
+                break;
+            }
+            let frame = match link.wire.receive()? {
+                Received::Frame(frame) => frame,
+                Received::Nothing => break,
+                Received::Closed => return Err(End::Closed),
+            };
+            let reply = link.session.on(frame, self.host.as_mut())?;
+            for refusal in reply.refused {
+                link.refusals = link.refusals.saturating_add(1);
+                match link.refusals {
+                    ..LOGGED_REFUSALS => warn!(socket = %self.path.display(), "refused: {refusal}"),
+                    LOGGED_REFUSALS => {
+                        warn!(socket = %self.path.display(), "refused: {refusal}; no more is logged of this connection");
+                    }
+                    _ => {}
+                }
+            }
+            if let Some(answer) = reply.answer {
+                link.wire.send(&answer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, socket: OwnedFd) {
+        info!(socket = %self.path.display(), "front-end connected");
+        self.host.connected();
+        let session = Session::new(self.offer.clone());
+        self.link = Some(Link { wire: Wire::new(socket), session, refusals: 0 });
+    }
+
+    fn end(&mut self, why: &End) {
+        let Some(link) = self.link.take() else { return };
+        match why {
+            End::Closed | End::Removed => info!(socket = %self.path.display(), "disconnected: {why}"),
+            End::Wire(_) | End::Session(_) => warn!(socket = %self.path.display(), "disconnected: {why}"),
+        }
+        if let Some(refusal) = link.session.close(self.host.as_mut()) {
+            warn!(socket = %self.path.display(), "while disconnecting: {refusal}");
+        }
+        if let Endpoint::Caller { caller, complained } = &mut self.endpoint {
+            caller.rest();
+            *complained = false;
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_A_TURN {
+            let Endpoint::Listener { listener, not_before } = &mut self.endpoint else { return };
+            *not_before = None;
+            match listener.accept() {
+                Ok(Some(socket)) => {
+                    // The one before may have gone since it was looked at.
+                    if let Err(end) = self.talk() {
+                        self.end(&end);
+                    }
+                    if self.link.is_none() {
+                        self.begin(socket);
+                    } else {
+                        debug!(socket = %self.path.display(), "connection refused: one front-end at a time");
+                    }
+                }
+                Ok(None) => return,
+                Err(errno) => {
+                    warn!(socket = %self.path.display(), "accept: {errno}; trying again");
+                    *not_before = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn call(&mut self) {
+        let Endpoint::Caller { caller, complained } = &mut self.endpoint else { return };
+        match caller.connect() {
+            Ok(socket) => self.begin(socket),
+            Err(errno) if !*complained => {
+                info!(socket = %self.path.display(), "no front-end there yet ({errno}); trying again");
+                *complained = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
