@@ -4,20 +4,31 @@
 //! a descriptor (packed), and is measured alone as `driver`.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use hugepages::{Buf, Loan};
+use hugepages::{Backing, Buf, Loan, Map, Table};
 use pmd::Batch;
-use pmd::vring::{Checked, Layout, Mapped, Packed, Split, Vring};
+use pmd::spec::virtio::{F_RING_PACKED, F_VERSION_1};
+use pmd::vring::{Checked, Layout, Mapped, Packed, Split, Vring, Way};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use benches::Rig;
+use benches::{Near, ring_bytes};
 
 const BURST: u16 = 32;
 const SIZE: u16 = 1024;
 
+fn rig(packed: bool) -> (std::sync::Arc<Table>, Near) {
+    let at = ring_bytes(SIZE);
+    let (map, _) =
+        Map::shared_or_base((at + u64::from(SIZE) * 2048) as usize, Backing::default()).expect("memory");
+    let table = Table::of(map);
+    let features = F_VERSION_1 | if packed { F_RING_PACKED } else { 0 };
+    let near = Near::new(&table, 0, SIZE, features, Way::FromDriver, (at, 2048, 64));
+    (table, near)
+}
+
 fn ours<L: Layout>(c: &mut Criterion, name: &str, packed: bool) {
-    let mut rig = Rig::new(SIZE, packed, false, 64);
-    let mut ring: Vring<L> = Vring::open(&rig.layout, &rig.table).expect("the rig's ring is inside");
+    let (table, mut rig) = rig(packed);
+    let mut ring: Vring<L> = Vring::open(&rig.layout, &table).expect("the ring lies in the table");
     let (mut bufs, mut loans) = (Batch::<Buf>::default(), Batch::<Loan>::default());
     let mut group = c.benchmark_group("chain");
     group.throughput(Throughput::Elements(BURST.into()));
@@ -39,7 +50,7 @@ fn ours<L: Layout>(c: &mut Criterion, name: &str, packed: bool) {
 }
 
 fn theirs(c: &mut Criterion) {
-    let rig = Rig::new(SIZE, false, false, 64);
+    let (_, rig) = rig(false);
     // The crate wants a memory of its own: the same ring, written there.
     let memory: GuestMemoryMmap =
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).expect("memory");
@@ -80,7 +91,7 @@ fn theirs(c: &mut Criterion) {
 }
 
 fn driver(c: &mut Criterion) {
-    let mut rig = Rig::new(SIZE, true, false, 64);
+    let (_, mut rig) = rig(true);
     let mut group = c.benchmark_group("chain");
     group.throughput(Throughput::Elements(BURST.into()));
     group.bench_function("driver, packed", |b| b.iter(|| rig.offer(BURST)));
