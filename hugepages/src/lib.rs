@@ -17,6 +17,7 @@ mod copy;
 pub mod table;
 pub mod window;
 pub mod buf;
+pub mod io;
 pub mod pool;
 
 pub use buf::{Buf, Lender, Loan, Offload, Pod};

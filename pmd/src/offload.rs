@@ -4,6 +4,8 @@
 //! The bytes may be a guest's and change meanwhile: they are copied out before they are summed, and a
 //! guest that rewrites its packet on the way damages only its own checksum.
 
+pub mod segment;
+
 use hugepages::{Buf, Offload};
 
 use crate::batch::Batch;

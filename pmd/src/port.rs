@@ -17,6 +17,7 @@ pub mod frames;
 pub mod generator;
 pub mod null;
 mod pace;
+pub mod tap;
 
 /// What went wrong with a port. The message names the port, what was wrong and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +128,12 @@ pub trait Queue: Send {
     fn reap(&mut self, done: &mut Batch<Loan>) -> usize;
     /// Takes its own receipts from the front of `loans`, and stops at the first that is not its own.
     fn settle(&mut self, loans: &mut Batch<Loan>);
+    /// Whether `rx` passes on buffers that lenders on other cores own, and `settle` takes their receipts
+    /// to carry them back. Such a queue is offered receipts before all others, because the lender may
+    /// be on this core as well. Ports around ports pass the answer on.
+    fn carries(&self) -> bool {
+        false
+    }
     /// Buffers that `rx` lent and that are not settled; 0: the queue may leave its core.
     fn lent(&self) -> u32;
     /// Buffers of others that `tx` took and that are not reaped yet.

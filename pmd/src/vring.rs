@@ -5,6 +5,7 @@
 //! memory is reached.
 
 pub mod access;
+pub mod driver;
 pub mod notify;
 pub mod packed;
 pub mod split;

@@ -1,0 +1,277 @@
+//! Packets into a guest's receive ring: one copy, straight from the lender's memory.
+
+use hugepages::{Buf, Loan, Offload};
+use zerocopy::IntoBytes;
+
+use super::wire::{Header, Wire};
+use crate::batch::{Batch, CAP};
+use crate::offload::segment::{self, Segment, Segments};
+use crate::offload::{self, Patch};
+use crate::port::{Counters, drop_packet};
+use crate::spec::net;
+use crate::vring::{Layout, Vring};
+
+/// Fills a guest's receive ring.
+pub(super) struct Deliver<'a, L> {
+    pub(super) ring: &'a mut Vring<L>,
+    pub(super) wire: Wire,
+    /// Empty chains, popped ahead.
+    pub(super) stash: &'a mut Batch<Buf>,
+    /// Receipts of packets that are delivered.
+    pub(super) done: &'a mut Batch<Loan>,
+}
+
+impl<L: Layout> Deliver<'_, L> {
+    /// Delivers from the front of `batch`, as much as there is room for; how many packets went, also
+    /// those that can never be delivered.
+    #[inline(always)]
+    pub(super) fn burst(&mut self, batch: &mut Batch<Buf>, counters: &Counters) -> usize {
+        let hdr = self.wire.hdr;
+        let (mut packets, mut bytes, mut errors) = (0, 0u64, 0);
+        self.fetch(batch.len());
+        while let Some(packet) = batch.front() {
+            if self.done.room() == 0 {
+                break;
+            }
+            let simple = self.stash.front().is_some_and(|room| {
+                let fits = room.len() >= hdr && room.len() - hdr >= packet.len();
+                fits && !packet.more() && !room.more() && !packet.is_empty()
+            });
+            if simple && self.wire.takes(&packet.offload) {
+                let packet = batch.pop_front().expect("not empty");
+                let mut room = self.stash.pop_front().expect("not empty");
+                self.header(&mut room, packet.offload);
+                let len = packet.len();
+                packet.copy_part(0, &mut room, hdr, len);
+                self.ring.settle(room.finish(hdr + len));
+                self.done.push(packet.finish(0));
+                packets += 1;
+                bytes += u64::from(len);
+                continue;
+            }
+            match self.packet(batch) {
+                Sent::Bytes(n) => {
+                    packets += 1;
+                    bytes += n;
+                }
+                Sent::Never => errors += 1,
+                Sent::Later => break,
+            }
+        }
+        counters.tx_packets.add(packets as u64);
+        counters.tx_bytes.add(bytes);
+        counters.tx_errors.add(errors as u64);
+        packets + errors
+    }
+
+    /// Pops empty chains until `want` buffers are in the stash, or there are no more.
+    #[inline(always)]
+    fn fetch(&mut self, want: usize) {
+        let want = want.min(CAP);
+        while self.stash.len() < want {
+            let at = self.stash.len();
+            if self.ring.pop(self.stash).is_none() {
+                break;
+            }
+            if let Some(room) = self.stash.get(at) {
+                room.prefetch_write();
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn header(&self, room: &mut Buf, offload: Offload) {
+        let whole = if self.wire.hdr == net::HDR_LEN {
+            room.poke(0, Header { offload, num_buffers: 1 })
+        } else {
+            room.poke(0, offload)
+        };
+        debug_assert!(whole, "the caller looked for room");
+    }
+
+    /// Any packet into any chains; what the guest did not negotiate is completed on the way.
+    fn packet(&mut self, batch: &mut Batch<Buf>) -> Sent {
+        let (bufs, bytes) = batch.packet_at(0);
+        if bufs > self.done.room() {
+            return Sent::Later;
+        }
+        let mut offload = batch.front().expect("not empty").offload;
+        if bytes == 0 {
+            return self.never(batch);
+        }
+        let packet = Packet { batch, bufs };
+        let sent = if self.wire.segments(&offload) {
+            let mut patch = None;
+            if !self.wire.checksums(&offload) {
+                let Ok(sum) = offload::checksum(&offload, packet.iter()) else { return self.never(batch) };
+                (patch, offload) = (sum, Offload::default());
+            }
+            self.frame(&packet, offload, &[], Segment { from: 0, len: bytes }, patch)
+        } else {
+            let Some(segments) = Segments::of(&offload, packet.iter()) else { return self.never(batch) };
+            self.frames(&packet, segments)
+        };
+        match sent {
+            Sent::Never => return self.never(batch),
+            Sent::Later => return Sent::Later,
+            Sent::Bytes(_) => {}
+        }
+        for _ in 0..bufs {
+            self.done.push(batch.pop_front().expect("counted").finish(0));
+        }
+        sent
+    }
+
+    /// A large packet, frame by frame. Frames after the first for which the guest has no buffers left
+    /// are lost, as on a wire.
+    fn frames(&mut self, packet: &Packet<'_>, mut segments: Segments) -> Sent {
+        let mut bytes = 0;
+        while let Some(segment) = segments.advance(packet.iter()) {
+            match self.frame(packet, Offload::default(), segments.headers(), segment, None) {
+                Sent::Bytes(n) => bytes += n,
+                refused if bytes == 0 => return refused,
+                _ => break,
+            }
+        }
+        Sent::Bytes(bytes)
+    }
+
+    /// One frame: `headers`, then a part of the packet.
+    fn frame(
+        &mut self,
+        packet: &Packet<'_>,
+        offload: Offload,
+        headers: &[u8],
+        part: Segment,
+        patch: Option<Patch>,
+    ) -> Sent {
+        let bytes = headers.len() as u64 + u64::from(part.len);
+        let need = bytes + u64::from(self.wire.hdr);
+        let (mut rooms, mut chains) = self.room_for(need);
+        if rooms.is_none() {
+            self.fetch(CAP);
+            (rooms, chains) = self.room_for(need);
+        }
+        let Some(rooms) = rooms else {
+            // A single chain that is too short, or a stash full of crumbs, will not do later either.
+            let hopeless = (!self.wire.mergeable && chains > 0) || self.stash.room() == 0;
+            return if hopeless { Sent::Never } else { Sent::Later };
+        };
+        let header = Header { offload, num_buffers: chains as u16 };
+        let hdr = self.wire.hdr as usize;
+        let mut prefix = [0u8; net::HDR_LEN as usize + segment::MAX_HEADERS];
+        prefix[..hdr].copy_from_slice(&header.as_bytes()[..hdr]);
+        prefix[hdr..hdr + headers.len()].copy_from_slice(headers);
+        self.fill(packet, &prefix[..hdr + headers.len()], part, patch, rooms);
+        Sent::Bytes(bytes)
+    }
+
+    /// Buffers from the front of the stash that hold `need` bytes, and whole chains they are; one chain
+    /// only, unless mergeable.
+    fn room_for(&self, need: u64) -> (Option<usize>, usize) {
+        let (mut have, mut chains) = (0u64, 0);
+        for (i, room) in self.stash.iter().enumerate() {
+            have += u64::from(room.len());
+            if room.more() {
+                continue;
+            }
+            chains += 1;
+            if have >= need {
+                return (Some(i + 1), chains);
+            }
+            if !self.wire.mergeable {
+                break;
+            }
+        }
+        (None, chains)
+    }
+
+    /// Writes `prefix` and a part of the packet over the first `rooms` buffers of the stash and
+    /// completes them.
+    fn fill(
+        &mut self,
+        packet: &Packet<'_>,
+        mut prefix: &[u8],
+        part: Segment,
+        patch: Option<Patch>,
+        rooms: usize,
+    ) {
+        let mut from = packet.seek(part.from);
+        let (mut at, mut left) = (part.from, part.len);
+        for _ in 0..rooms {
+            let mut room = self.stash.pop_front().expect("counted");
+            let start = room.write(0, prefix) as u32;
+            prefix = &prefix[start as usize..];
+            let mut written = start;
+            while left > 0 && written < room.len() {
+                let n = packet.copy(&mut from, &mut room, written, left);
+                written += n;
+                left -= n;
+            }
+            if let Some(patch) = patch {
+                patch_room(&mut room, patch, at, start, written);
+            }
+            at += written - start;
+            self.ring.settle(room.finish(written));
+        }
+    }
+
+    fn never(&mut self, batch: &mut Batch<Buf>) -> Sent {
+        drop_packet(batch, self.done);
+        Sent::Never
+    }
+}
+
+/// Stores those bytes of `patch` that lie in the part of the packet which `room` got: from byte `at` of
+/// the packet on, at `start..end` of the buffer.
+fn patch_room(room: &mut Buf, patch: Patch, at: u32, start: u32, end: u32) {
+    for (i, byte) in patch.bytes.into_iter().enumerate() {
+        let target = (patch.at + i as u32).checked_sub(at).map(|off| off + start);
+        if let Some(off) = target.filter(|&off| off < end) {
+            let stored = room.poke(off, byte);
+            debug_assert!(stored, "written just now");
+        }
+    }
+}
+
+/// The first packet of a batch.
+struct Packet<'a> {
+    batch: &'a Batch<Buf>,
+    bufs: usize,
+}
+
+impl<'a> Packet<'a> {
+    fn iter(&self) -> impl Iterator<Item = &'a Buf> + Clone {
+        let batch = self.batch;
+        (0..self.bufs).map(move |i| batch.get(i).expect("counted"))
+    }
+
+    /// Buffer and offset of byte `off` of the packet.
+    fn seek(&self, mut off: u32) -> (usize, u32) {
+        for (i, buf) in self.iter().enumerate() {
+            if off < buf.len() {
+                return (i, off);
+            }
+            off -= buf.len();
+        }
+        (self.bufs, 0)
+    }
+
+    /// Copies up to `len` bytes from `from` on, which moves on with them.
+    fn copy(&self, from: &mut (usize, u32), room: &mut Buf, at: u32, len: u32) -> u32 {
+        let buf = self.batch.get(from.0).expect("the part lies in the packet");
+        let n = buf.copy_part(from.1, room, at, len);
+        from.1 += n;
+        if from.1 == buf.len() {
+            *from = (from.0 + 1, 0);
+        }
+        n
+    }
+}
+
+/// What became of a packet or a frame.
+enum Sent {
+    Bytes(u64),
+    Never,
+    Later,
+}
