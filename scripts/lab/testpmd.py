@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import time
 
 import place
@@ -22,6 +23,11 @@ def binary():
     return path
 
 
+def stand_in():
+    """DPDK's testpmd runs in our place."""
+    return os.environ.get("HOTRING_DEVICE") == "dpdk"
+
+
 class Testpmd(Process):
     """A running testpmd at its prompt."""
 
@@ -34,7 +40,6 @@ class Testpmd(Process):
         return self.expect(PROMPT, timeout_s)
 
     def _pending(self):
-        import select
         return bool(select.select([self.child.stdout], [], [], 0)[0])
 
     def counters(self):
@@ -101,11 +106,11 @@ def hotring(name, vdevs, args=(), core=0, netns=None):
 
     With HOTRING_DEVICE=dpdk DPDK's own takes its place: it shows whether the harness or the device is at fault.
     """
-    if os.environ.get("HOTRING_DEVICE") == "dpdk":
+    if stand_in():
         extra = [a for a in args if not a.startswith("--idle-sleep")] + ["--total-num-mbufs=16384"]
         return dpdk(name, ["net_" + v for v in vdevs], extra, core, netns)
     main = next(c for c in place.cores() if c != core)
-    argv = [binary(), "-l", f"{main},{core}", "--main-lcore", main]
+    argv = [binary(), "-l", f"{main},{core}"]
     for v in vdevs:
         argv += ["--vdev", v]
     argv += ["--", "-i", *args]

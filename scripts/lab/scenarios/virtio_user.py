@@ -4,7 +4,7 @@ import ovs
 from peer import Peer
 from place import figure, need_peers, run_dir
 from scenario import scenario
-from testpmd import hotring
+from testpmd import hotring, stand_in
 
 RING = 512
 
@@ -12,8 +12,8 @@ RING = 512
 def ours(socket, queues=1, ring=RING, **features):
     """Our testpmd that returns what arrives at its virtio_user port."""
     options = {"path": socket, "queues": queues, "queue_size": ring, **features}
-    if queues > 1:
-        options["cq"] = 1
+    if queues > 1 and stand_in():
+        options["cq"] = 1  # DPDK has several queues only with a control queue
     vdev = "virtio_user0," + ",".join(f"{k}={v}" for k, v in options.items())
     # Fewer buffers to receive into than there is room to send from: what arrives can always be returned.
     pmd = hotring("driver", [vdev], ["--forward-mode=io", "--port-topology=loop", f"--rxq={queues}", f"--txq={queues}",
