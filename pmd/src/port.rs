@@ -3,8 +3,16 @@
 //! A port hands out its queues when it starts; a queue is owned by one core, which calls its five
 //! verbs; it comes home to be stopped. One kind of port per file below.
 
+pub mod frames;
+mod pace;
+pub mod null;
+pub mod generator;
+pub mod pcap;
+pub mod tap;
 pub mod vhost;
+pub mod watch;
 
+use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,12 +20,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hugepages::{Buf, Loan, Table};
 
 use crate::batch::Batch;
-
-pub mod frames;
-pub mod generator;
-pub mod null;
-mod pace;
-pub mod tap;
 
 /// What went wrong with a port. The message names the port, what was wrong and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -115,8 +117,9 @@ pub trait Port: Send {
     fn clear_stats(&mut self);
 }
 
-/// The data side of a device: one queue pair, owned by one core, a burst per call.
-pub trait Queue: Send {
+/// The data side of a device: one queue pair, owned by one core, a burst per call. A port knows its
+/// own again when they come home, as [`Any`].
+pub trait Queue: Send + Any {
     /// Lends up to `out.burst()` packets to the back of `out`; how many. Never more buffers than
     /// `out.room()`.
     fn rx(&mut self, out: &mut Batch<Buf>) -> usize;
