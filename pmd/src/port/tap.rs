@@ -55,8 +55,8 @@ impl Default for Config {
             mac: None,
             mtu: None,
             checksum: true,
-            segmentation: false,
-            udp_segmentation: false,
+            segmentation: true,
+            udp_segmentation: true,
             frames: 1024,
             backing: Backing::default(),
         }
