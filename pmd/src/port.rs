@@ -10,6 +10,7 @@ pub mod generator;
 pub mod pcap;
 pub mod tap;
 pub mod vhost;
+pub mod virtio_user;
 pub mod watch;
 
 use std::any::Any;

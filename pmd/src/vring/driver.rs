@@ -203,6 +203,9 @@ pub trait Ring: Sized + Send {
 
     /// Entries.
     fn size(&self) -> u16;
+
+    /// Longest chain that [`Ring::add_indirect`] takes; 0: it takes none.
+    fn indirect(&self) -> u16;
 }
 
 /// What is known of an id (and, in a split ring, of a descriptor), where no device can write it.

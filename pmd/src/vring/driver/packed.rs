@@ -179,6 +179,10 @@ impl Ring for Packed {
     fn size(&self) -> u16 {
         self.size
     }
+
+    fn indirect(&self) -> u16 {
+        self.tables.as_ref().map_or(0, |tables| tables.entries)
+    }
 }
 
 impl Packed {

@@ -172,6 +172,10 @@ impl Ring for Split {
     fn size(&self) -> u16 {
         self.size
     }
+
+    fn indirect(&self) -> u16 {
+        self.tables.as_ref().map_or(0, |tables| tables.entries)
+    }
 }
 
 impl Split {
