@@ -19,9 +19,11 @@ pub mod window;
 pub mod buf;
 pub mod io;
 pub mod pool;
+pub mod private;
 
 pub use buf::{Buf, Lender, Loan, Offload, Pod};
 pub use map::{Backing, Map, MapError, PageSize};
 pub use pool::Pool;
+pub use private::Private;
 pub use table::{OutOfRange, Region, Table, TableError};
 pub use window::{CheckedWindow, Window, Word, Words};

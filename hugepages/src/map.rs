@@ -9,44 +9,15 @@ use rustix::fs::{self, FileType, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
 
+use crate::reserve;
+pub use crate::reserve::PageSize;
+
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 /// Where mappings are placed: above the heap of most programs and below 39 bits, the address width
 /// of the narrowest IOMMUs, because a virtual address of ours is also its I/O address.
 static NEXT_ADDRESS: AtomicUsize = AtomicUsize::new(0x10_0000_0000);
 const ADDRESS_LIMIT: usize = 1 << 39;
-
-/// Size of the pages behind a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PageSize {
-    /// Ordinary pages of 4 KiB.
-    Base,
-    /// Huge pages of 2 MiB.
-    Huge2M,
-    /// Huge pages of 1 GiB.
-    Huge1G,
-}
-
-impl PageSize {
-    /// Bytes in a page.
-    pub const fn bytes(self) -> usize {
-        match self {
-            PageSize::Base => 4 << 10,
-            PageSize::Huge2M => 2 << 20,
-            PageSize::Huge1G => 1 << 30,
-        }
-    }
-}
-
-impl fmt::Display for PageSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            PageSize::Base => "4 KiB",
-            PageSize::Huge2M => "2 MiB",
-            PageSize::Huge1G => "1 GiB",
-        })
-    }
-}
 
 /// What our own memory is to be made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,10 +58,9 @@ pub enum MapError {
     },
     /// No huge page is free for it.
     #[error(
-        "no {len:#x} bytes of {page} huge pages free{}; reserve some: scripts/setup, or echo {} > \
-         /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
+        "no {len:#x} bytes of {page} huge pages free{}; reserve some: scripts/setup, or {}",
         .node.map(|n| format!(" on node {n}")).unwrap_or_default(),
-        .len.div_ceil(.page.bytes()), .page.bytes() / 1024
+        reserve::command(*.page, *.node, .len.div_ceil(.page.bytes()) as u64)
     )]
     NoHugePages {
         /// Bytes asked for.

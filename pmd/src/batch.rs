@@ -1,6 +1,6 @@
 //! A burst on its way: up to [`CAP`] of something, in order.
 
-use hugepages::Buf;
+use hugepages::{Buf, Private};
 
 /// Room in a batch: buffers, of which a packet may take several.
 pub const CAP: usize = 256;
@@ -10,7 +10,7 @@ pub const BURST: usize = 32;
 /// A queue of fixed room that is filled at the back and taken from the front. Lives where it is made;
 /// nothing is allocated after that.
 pub struct Batch<T> {
-    slots: Box<[Option<T>; CAP]>,
+    slots: Private<[Option<T>; CAP]>,
     head: usize,
     tail: usize,
     burst: usize,
@@ -25,9 +25,7 @@ impl<T> Default for Batch<T> {
 impl<T> Batch<T> {
     /// An empty batch that asks a port for up to `burst` packets (1 to [`CAP`]) at a time.
     pub fn new(burst: usize) -> Self {
-        let slots: Box<[Option<T>]> = (0..CAP).map(|_| None).collect();
-        let slots = slots.try_into().ok().expect("CAP slots");
-        Batch { slots, head: 0, tail: 0, burst: burst.clamp(1, CAP) }
+        Batch { slots: Private::new([const { None }; CAP]), head: 0, tail: 0, burst: burst.clamp(1, CAP) }
     }
 
     /// Packets that one `rx` may put in.

@@ -12,7 +12,7 @@ pub mod split;
 
 use std::sync::Arc;
 
-use hugepages::{Buf, Lender, Loan, OutOfRange, Table};
+use hugepages::{Buf, Lender, Loan, OutOfRange, Private, Table};
 
 use crate::batch::Batch;
 use crate::spec::virtio as v;
@@ -145,8 +145,8 @@ struct Slot {
 
 /// `IN_ORDER`: chains that are complete wait here until those popped before them are, too.
 struct Order {
-    heads: Box<[u16]>,
-    ready: Box<[bool]>,
+    heads: Private<[u16]>,
+    ready: Private<[bool]>,
     first: usize,
     count: usize,
 }
@@ -156,7 +156,7 @@ pub struct Vring<L> {
     layout: L,
     lender: Lender,
     rules: Rules,
-    slots: Box<[Slot]>,
+    slots: Private<[Slot]>,
     order: Option<Order>,
     /// Elements staged and published since it was opened.
     staged: u64,
@@ -172,8 +172,8 @@ impl<L: Layout> Vring<L> {
     pub fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
         let size = usize::from(ring.size);
         let order = ring.has(v::F_IN_ORDER).then(|| Order {
-            heads: vec![0; size].into(),
-            ready: vec![false; size].into(),
+            heads: Private::zeroed(size),
+            ready: Private::zeroed(size),
             first: 0,
             count: 0,
         });
@@ -182,7 +182,7 @@ impl<L: Layout> Vring<L> {
             layout: L::open(ring, table)?,
             lender: Lender::new(Arc::clone(table)),
             rules,
-            slots: vec![Slot::default(); size].into(),
+            slots: Private::from_fn(size, |_| Slot::default()),
             order,
             staged: 0,
             published: 0,
