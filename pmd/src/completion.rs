@@ -1,6 +1,7 @@
-//! Receipts on their way home.
+//! Receipts on their way home: by owner on one core ([`Loans`]), over a ring between two ([`spsc`]).
 
 pub mod doorbell;
+pub mod spsc;
 
 use hugepages::Loan;
 

@@ -5,6 +5,7 @@
 
 pub mod frames;
 mod pace;
+pub mod pipe;
 pub mod null;
 pub mod generator;
 pub mod pcap;

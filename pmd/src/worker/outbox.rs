@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use hugepages::{Buf, Loan, Pool};
+use hugepages::{Buf, Pool};
 
 use super::QueueId;
 use super::counters::{CoreCounters, Stream};
 use crate::batch::{Batch, CAP};
 use crate::completion::Loans;
 use crate::port::Queue;
+use crate::port::frames::settle;
 
 /// Buffers that wait for a queue before it is called without waiting for the end of the turn.
 const FLUSH: usize = 64;
@@ -242,8 +243,8 @@ impl Outbox {
         let Outbox { slots, frames, carriers, loans, counters, .. } = self;
         let before = loans.lost();
         loans.settle(carriers, POOLS + slots.len() as u16, |desk, batch| match desk {
-            0 => take_home(&mut frames.small, batch),
-            1 => take_home(&mut frames.large, batch),
+            0 => settle(&mut frames.small, batch),
+            1 => settle(&mut frames.large, batch),
             n => slots[usize::from(n - POOLS)].queue.settle(batch),
         });
         if loans.lost() != before {
@@ -285,11 +286,5 @@ impl Outbox {
         while let Some(buf) = self.spare.pop_back() {
             self.slots[i].lane.push(buf);
         }
-    }
-}
-
-fn take_home(pool: &mut Pool, loans: &mut Batch<Loan>) {
-    while loans.front().is_some_and(|loan| loan.owner() == pool.owner()) {
-        pool.settle(loans.pop_front().expect("looked at it"));
     }
 }
