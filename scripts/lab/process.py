@@ -16,8 +16,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _alive = []
 
 
-def _die_with_parent():
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(sig=signal.SIGKILL):
+    """For `preexec_fn`: the child gets the signal when its parent ends, however it ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, sig)
 
 
 class Process:
@@ -33,7 +34,7 @@ class Process:
         self.log.flush()
         self.child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                       stderr=subprocess.STDOUT, env={**os.environ, **(env or {})},
-                                      start_new_session=True, preexec_fn=_die_with_parent)
+                                      start_new_session=True, preexec_fn=end_with_parent)
         os.set_blocking(self.child.stdout.fileno(), False)
         _alive.append(self)
 

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import traceback
 import place
 import setup
 from place import ROOT
+from process import end_with_parent
 
 SKIPPED, UNABLE = 77, 78  # exit statuses of a scenario's process
 
@@ -94,11 +94,17 @@ class Suite:
         self.passed, self.failed, self.skipped, self.records = 0, 0, 0, []
 
     def run(self, test):
+        """Runs one test in a folder of its own, which is gone afterwards whatever happens."""
         print(f"--- {test.name}: {test.summary}", flush=True)
-        began, folder = time.monotonic(), pathlib.Path(tempfile.mkdtemp(prefix="hotring-"))
+        with tempfile.TemporaryDirectory(prefix="hotring-", ignore_cleanup_errors=True) as folder:
+            self._run_in(pathlib.Path(folder), test)
+
+    def _run_in(self, folder, test):
+        began = time.monotonic()
         env = {**os.environ, "HOTRING_RUN": str(folder), "RUSTDOCFLAGS": "-D warnings", "CARGO_TERM_COLOR": "never"}
         child = subprocess.Popen(test.argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
+                                 stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+                                 preexec_fn=lambda: end_with_parent(signal.SIGTERM))
         expired = threading.Event()
         watch = threading.Timer(test.seconds, self._expire, (child, expired))
         watch.start()
@@ -111,7 +117,6 @@ class Suite:
         watch.cancel()
         took = time.monotonic() - began
         self._count(test, "expired" if expired.is_set() else status, lines, took, folder, live)
-        shutil.rmtree(folder, ignore_errors=True)
 
     @staticmethod
     def _expire(child, expired):
