@@ -1,2 +1,101 @@
-//! testpmd
-fn main() {}
+//! testpmd: ports in, ports out, in the words of DPDK's application of that name.
+//!
+//! - `cli`, `vdev`: the command line and the ports it names
+//! - `memory`, `ports`: what they are made of, and how
+//! - `streams`: which queue feeds which, on which core
+//! - `forward`, `headers`: what is done to packets, one mode per file
+//! - `app`: ports and cores while they live; start, stop, show
+//! - `command`, `prompt`, `session`: what is asked of it, and by whom
+//! - `text`: how it answers, in the form that scripts of DPDK parse
+
+mod app;
+mod cli;
+mod command;
+mod error;
+mod forward;
+mod headers;
+mod memory;
+mod ports;
+mod prompt;
+mod session;
+mod streams;
+mod text;
+mod vdev;
+
+use std::process::ExitCode;
+
+use app::{App, say};
+use cli::{Lcore, Mode, Options, Parsed};
+use ports::Maker;
+use prompt::Events;
+use session::Session;
+
+pub(crate) use error::Error;
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("testpmd: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Error> {
+    let options = match Options::parse_args(std::env::args_os())? {
+        Parsed::Print(text) => {
+            print!("{text}");
+            return Ok(());
+        }
+        Parsed::Run(options, ignored) => {
+            if !ignored.is_empty() {
+                eprintln!("testpmd: not needed here, ignored: {}", ignored.join(", "));
+            }
+            *options
+        }
+    };
+    let (main_core, lcores) = divide(options.lcores.clone().unwrap_or_else(usable), &options)?;
+    let (backing, fallback) = memory::choose(options.no_huge)?;
+    if let Some(line) = fallback {
+        eprintln!("testpmd: {line}");
+    }
+    // Before the prompt's own threads start: they inherit it.
+    if let Some(core) = main_core {
+        core_affinity::set_for_current(core_affinity::CoreId { id: core.cpu });
+    }
+    let events = Events::new()?;
+    if options.interactive {
+        say("Interactive-mode selected\n");
+    }
+    if options.forward_mode != Mode::Io {
+        say(&format!("Set {} packet forwarding mode\n", options.forward_mode.name()));
+    }
+    Session::new(App::new(options, lcores, Maker { backing }), events)?.run()
+}
+
+/// The cores that this process may use.
+fn usable() -> Vec<Lcore> {
+    let ids = core_affinity::get_core_ids().unwrap_or_default();
+    let cores: Vec<Lcore> = ids.into_iter().map(|c| Lcore { id: c.id, cpu: c.id }).collect();
+    if cores.is_empty() { vec![Lcore { id: 0, cpu: 0 }] } else { cores }
+}
+
+/// The core of the prompt, and those that forward: as in DPDK, the first and the others. One core alone
+/// forwards, and the prompt takes what is left of any.
+fn divide(cores: Vec<Lcore>, options: &Options) -> Result<(Option<Lcore>, Vec<Lcore>), Error> {
+    let (main, lcores) = match cores.split_first() {
+        Some((main, others)) if !others.is_empty() => (Some(*main), others.to_vec()),
+        _ => (None, cores),
+    };
+    let (wanted, most) = (usize::from(options.nb_cores), lcores.len());
+    if wanted > most {
+        return Err(Error::Usage(format!(
+            "--nb-cores={wanted}: allowed: 1 to {most}, the cores given less the first, which is the prompt's"
+        )));
+    }
+    Ok((main, lcores))
+}

@@ -1,0 +1,114 @@
+//! Ports from their descriptions.
+
+use hugepages::Backing;
+use pmd::Port;
+use pmd::port::{generator, null, pcap, tap, virtio_user};
+
+use crate::Error;
+use crate::cli::Options;
+use crate::vdev::Vdev;
+
+/// Makes ports.
+pub(crate) struct Maker {
+    /// What their buffers are made of.
+    pub(crate) backing: Backing,
+}
+
+impl Maker {
+    /// Makes the port that `vdev` describes, not started.
+    ///
+    /// # Errors
+    /// When the port refuses its keys, or the system refuses what it needs.
+    pub(crate) fn make(&self, vdev: &Vdev, options: &Options) -> Result<Box<dyn Port>, Error> {
+        let name = vdev.name.as_str();
+        let port: Box<dyn Port> = match vdev.kind {
+            "null" => Box::new(null::Null::new(name, self.null(vdev))?),
+            "generator" => Box::new(generator::Generator::new(name, self.generator(vdev))?),
+            "tap" => Box::new(tap::Tap::new(name, self.tap(vdev))?),
+            "pcap" => Box::new(pcap::Pcap::new(name, self.pcap(vdev))?),
+            "virtio_user" => Box::new(virtio_user::VirtioUser::new(name, self.virtio_user(vdev, options))?),
+            kind => unreachable!("{kind} is not among vdev::KINDS"),
+        };
+        Ok(match vdev.text("record") {
+            Some(path) => Box::new(pcap::Tap::new(port, path.as_ref())?),
+            None => port,
+        })
+    }
+
+    fn null(&self, vdev: &Vdev) -> null::Config {
+        null::Config {
+            size: vdev.number("size").unwrap_or(64) as u32,
+            no_rx: vdev.flag("no-rx").unwrap_or(false),
+            backing: self.backing,
+            ..null::Config::default()
+        }
+    }
+
+    fn generator(&self, vdev: &Vdev) -> generator::Config {
+        let sizes = match vdev.flag("imix") {
+            Some(true) => generator::IMIX.to_vec(),
+            _ => vec![vdev.number("size").unwrap_or(64) as u32],
+        };
+        generator::Config {
+            flows: vdev.number("flows").unwrap_or(1) as u32,
+            sizes,
+            // 0 is no limit.
+            rate: vdev.number("rate").filter(|&n| n > 0),
+            count: vdev.number("count").filter(|&n| n > 0),
+            check: vdev.flag("check").unwrap_or(false),
+            backing: self.backing,
+            ..generator::Config::default()
+        }
+    }
+
+    fn pcap(&self, vdev: &Vdev) -> pcap::Config {
+        pcap::Config {
+            rx: vdev.text("rx_pcap").map(Into::into),
+            tx: vdev.text("tx_pcap").map(Into::into),
+            looped: vdev.flag("infinite_rx").unwrap_or(false),
+            rate: vdev.number("rate").filter(|&n| n > 0),
+            backing: self.backing,
+            ..pcap::Config::default()
+        }
+    }
+
+    fn virtio_user(&self, vdev: &Vdev, options: &Options) -> virtio_user::Config {
+        let default = virtio_user::Config::default();
+        // As asked for all rings, if this port is not told.
+        let ring = Some(options.rxd.max(options.txd)).filter(|&n| n > 0).unwrap_or(default.queue_size);
+        virtio_user::Config {
+            path: vdev.text("path").unwrap_or_default().into(),
+            server: vdev.flag("server").unwrap_or(false),
+            queues: queues(vdev).unwrap_or(1),
+            queue_size: vdev.number("queue_size").map_or(ring, |n| n as u16),
+            packed: vdev.flag("packed_vq").unwrap_or(default.packed),
+            mrg_rxbuf: vdev.flag("mrg_rxbuf").unwrap_or(default.mrg_rxbuf),
+            in_order: vdev.flag("in_order").unwrap_or(default.in_order),
+            event_idx: vdev.flag("event_idx").unwrap_or(default.event_idx),
+            indirect: vdev.flag("indirect").unwrap_or(default.indirect),
+            offloads: vdev.flag("offloads").unwrap_or(default.offloads),
+            mac: vdev.mac("mac"),
+            mtu: vdev.number("mtu").map_or(options.mtu(), |n| n as u32),
+            backing: self.backing,
+        }
+    }
+
+    fn tap(&self, vdev: &Vdev) -> tap::Config {
+        let number = vdev.name.trim_start_matches("net_tap");
+        tap::Config {
+            iface: vdev.text("iface").map_or_else(|| format!("dtap{number}"), str::to_owned),
+            mac: vdev.mac("mac"),
+            mtu: vdev.number("mtu").map(|n| n as u32),
+            checksum: vdev.flag("csum").unwrap_or(true),
+            segmentation: vdev.flag("tso").unwrap_or(false),
+            udp_segmentation: vdev.flag("uso").unwrap_or(false),
+            backing: self.backing,
+            ..tap::Config::default()
+        }
+    }
+}
+
+/// Queues that a port is described to have, if it is said.
+pub(crate) fn queues(vdev: &Vdev) -> Option<u16> {
+    vdev.number("queues").map(|n| n as u16)
+}

@@ -1,0 +1,354 @@
+//! What happens between start and end: commands at the prompt, or statistics until the time is up.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::RecvTimeoutError;
+
+use crate::Error;
+use crate::app::{App, hush, say};
+use crate::cli::{Topology, check_txpkts};
+use crate::command::{self, Verb};
+use crate::prompt::{Event, Events, complain};
+
+/// Files that load files that load files.
+const MAX_LOADS: usize = 8;
+
+/// A session with an application.
+pub(crate) struct Session {
+    app: App,
+    events: Events,
+    json: Option<Box<dyn Write>>,
+    /// JSON takes the place of text.
+    only_json: bool,
+}
+
+/// Whether to go on.
+#[derive(PartialEq, Eq)]
+enum Flow {
+    On,
+    Quit,
+}
+
+impl Session {
+    /// A session; lines of JSON go where the options say.
+    ///
+    /// # Errors
+    /// When the file for them cannot be made.
+    pub(crate) fn new(app: App, events: Events) -> Result<Session, Error> {
+        let path = app.options.json.clone();
+        let only_json = path.as_deref() == Some(Path::new("-"));
+        let json: Option<Box<dyn Write>> = match path {
+            None => None,
+            Some(_) if only_json => {
+                if !app.options.interactive {
+                    hush();
+                }
+                Some(Box::new(std::io::stdout()))
+            }
+            Some(path) => {
+                let file = File::create(&path).map_err(Error::io(format!("--json={}", path.display())))?;
+                Some(Box::new(file))
+            }
+        };
+        Ok(Session { app, events, json, only_json })
+    }
+
+    /// Runs to the end and takes everything apart.
+    ///
+    /// # Errors
+    /// What ended it, if it was not asked to end.
+    pub(crate) fn run(mut self) -> Result<(), Error> {
+        let outcome = self.live();
+        if self.app.is_forwarding() {
+            self.stop();
+        }
+        let closed = self.app.close().map_err(Error::Usage);
+        say("\nBye...\n");
+        outcome.and(closed)
+    }
+
+    fn live(&mut self) -> Result<(), Error> {
+        self.app.open()?;
+        say("Checking link statuses...\nDone\n");
+        if let Some(path) = self.app.options.cmdline_file.clone()
+            && self.load(&path, 0) == Flow::Quit
+        {
+            return Ok(());
+        }
+        let first = u32::from(self.app.options.tx_first);
+        if !self.app.options.interactive {
+            say("No commandline core given, start packet forwarding\n");
+            self.app.start(first).map_err(Error::Usage)?;
+            return self.watch();
+        }
+        if self.app.options.auto_start {
+            say("Start automatic packet forwarding\n");
+            self.app.start(first).map_err(Error::Usage)?;
+        }
+        loop {
+            self.events.ask()?;
+            match self.events.receiver.recv() {
+                Ok(Event::Line(line)) if self.command(&line, 0) == Flow::On => {}
+                Ok(Event::Signal) => {
+                    say("\nSignal received, preparing to exit...\n");
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Shows statistics until a signal, the end of the time, or Enter.
+    fn watch(&mut self) -> Result<(), Error> {
+        let o = &self.app.options;
+        let period = Duration::from_secs(o.stats_period.into());
+        let end = o.duration.map(|d| Instant::now() + Duration::from_secs_f64(d));
+        if period.is_zero() && end.is_none() {
+            say("Press enter to exit\n");
+            self.events.await_enter()?;
+        }
+        let mut next = Instant::now() + period;
+        if !period.is_zero() {
+            self.show_period();
+        }
+        loop {
+            let due = if period.is_zero() { None } else { Some(next) };
+            let until = [due, end].into_iter().flatten().min();
+            let event = match until {
+                Some(until) => self.events.receiver.recv_deadline(until),
+                None => self.events.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Err(RecvTimeoutError::Timeout) if end.is_some_and(|end| Instant::now() >= end) => {
+                    return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    next += period;
+                    self.show_period();
+                }
+                Ok(Event::Signal) => {
+                    say("\nSignal received, preparing to exit...\n");
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn show_period(&mut self) {
+        self.write_json("period");
+        if self.only_json {
+            return;
+        }
+        let text = self.app.period();
+        // A terminal is cleared; what reads a pipe wants to read it all.
+        let clear = if std::io::stdout().is_terminal() { "\x1b[2J\x1b[1;1H" } else { "" };
+        say(&format!("{clear}{text}"));
+    }
+
+    fn write_json(&mut self, event: &'static str) {
+        if let Some(out) = &mut self.json {
+            let line = self.app.json(event);
+            let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Err(e) = self.app.stop() {
+            return complain(&e);
+        }
+        self.write_json("end");
+    }
+
+    /// Runs the commands of a file.
+    fn load(&mut self, path: &Path, depth: usize) -> Flow {
+        if depth >= MAX_LOADS {
+            complain(&format!("{}: files are loaded {MAX_LOADS} deep at most", path.display()));
+            return Flow::On;
+        }
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) => {
+                complain(&format!("{}: {e}", path.display()));
+                return Flow::On;
+            }
+        };
+        for line in text.lines() {
+            if self.command(line, depth) == Flow::Quit {
+                return Flow::Quit;
+            }
+        }
+        say(&format!("Read CLI commands from {}\n", path.display()));
+        Flow::On
+    }
+
+    /// Obeys one line.
+    fn command(&mut self, line: &str, depth: usize) -> Flow {
+        let line = line.split('#').next().unwrap_or_default();
+        if line.trim().is_empty() {
+            return Flow::On;
+        }
+        match command::parse(line) {
+            Ok((Verb::Quit, _)) => return Flow::Quit,
+            Ok((Verb::Load, words)) => return self.load(Path::new(words[0]), depth + 1),
+            Ok((Verb::Stop, _)) if self.app.is_forwarding() => self.stop(),
+            Ok((verb, words)) => {
+                if let Err(e) = self.obey(verb, &words) {
+                    complain(&e);
+                }
+            }
+            Err(e) => complain(&e),
+        }
+        Flow::On
+    }
+
+    fn obey(&mut self, verb: Verb, words: &[&str]) -> Result<(), String> {
+        let app = &mut self.app;
+        match verb {
+            Verb::Start => app.start(0),
+            Verb::StartFirst => app.start(words.first().map_or(Ok(1), |n| number(n))?),
+            Verb::Stop => app.stop(),
+            Verb::ShowPort => app.show_port(words[0], words[1]),
+            Verb::ShowForward => app.show_forward(),
+            Verb::ShowConfig => {
+                app.show_config(words[0]);
+                Ok(())
+            }
+            Verb::ShowRings => app.show_rings(),
+            Verb::ShowVhost => {
+                app.show_vhost();
+                Ok(())
+            }
+            Verb::ClearPort => app.clear_port(words[0], words[1]),
+            Verb::ClearForward => {
+                app.clear_forward();
+                Ok(())
+            }
+            Verb::PortStart => app.port_start(words[0]),
+            Verb::PortStop => app.port_stop(words[0]),
+            Verb::PortClose => app.port_close(words[0]),
+            Verb::PortReset => app.port_stop(words[0]).and_then(|()| app.port_start(words[0])),
+            Verb::PortAttach => app.port_attach(words[0]),
+            Verb::PortDetach => app.port_detach(words[0]),
+            Verb::Help => {
+                say(&command::help(words.first().copied()));
+                Ok(())
+            }
+            Verb::Quit | Verb::Load => unreachable!("obeyed by `command`"),
+            _ => set(app, verb, words),
+        }
+    }
+}
+
+/// `set`, and `port config`.
+fn set(app: &mut App, verb: Verb, words: &[&str]) -> Result<(), String> {
+    let said = match verb {
+        Verb::SetForward => {
+            app.options.forward_mode = clap::ValueEnum::from_str(words[0], false)?;
+            format!("Set {} packet forwarding mode\n", words[0])
+        }
+        Verb::SetBurst => burst(app, words[0])?,
+        Verb::SetTxpkts => {
+            let lengths = words[0].split(',').map(number).collect::<Result<Vec<u16>, _>>()?;
+            check_txpkts(&lengths)?;
+            app.options.txpkts = lengths;
+            String::new()
+        }
+        Verb::SetVerbose => {
+            let level = number(words[0])?;
+            let before = app.set_verbose(level)?;
+            format!("Change verbose level from {before} to {level}\n")
+        }
+        Verb::SetCores => {
+            let (n, most): (u16, _) = (number(words[0])?, app.max_cores());
+            if usize::from(n) > most {
+                return Err(format!(
+                    "nb fwd cores {n} > {most} (max. number of configured lcores) - ignored"
+                ));
+            }
+            app.options.nb_cores = n.max(1);
+            format!("Number of forwarding cores set to {}\n", app.options.nb_cores)
+        }
+        Verb::SetPorts => {
+            let (n, most): (u16, _) = (number(words[0])?, app.all().len());
+            if usize::from(n) > most {
+                return Err(format!("nb fwd ports {n} > {most} (number of probed ports) - ignored"));
+            }
+            app.options.nb_ports = Some(n);
+            format!("Number of forwarding ports set to {n}\n")
+        }
+        Verb::SetPromisc => {
+            for port in app.choose(words[1])? {
+                if words[2] == "off" {
+                    let mode = if words[0] == "promisc" { "promiscuous" } else { "all-multicast" };
+                    say(&format!(
+                        "Error during disabling {mode} mode for port {port}: Operation not supported\n"
+                    ));
+                }
+            }
+            String::new()
+        }
+        Verb::SetPeer => {
+            let mac = crate::vdev::mac(words[1]).ok_or("the MAC address is xx:xx:xx:xx:xx:xx")?;
+            for port in app.choose(words[0])? {
+                app.options.eth_peer.push((port as u16, mac));
+            }
+            String::new()
+        }
+        Verb::SetTopology => {
+            app.options.port_topology = <Topology as clap::ValueEnum>::from_str(words[0], false)?;
+            format!("Set {} port topology\n", words[0])
+        }
+        Verb::SetCycles => {
+            app.options.record_core_cycles = words[0] == "on";
+            String::new()
+        }
+        Verb::SetBursts => {
+            app.options.record_burst_stats = words[0] == "on";
+            String::new()
+        }
+        _ => configure(app, words[0], words[1])?,
+    };
+    say(&said);
+    Ok(())
+}
+
+fn burst(app: &mut App, word: &str) -> Result<String, String> {
+    let (n, most): (u32, _) = (number(word)?, pmd::batch::CAP as u32);
+    if n > most {
+        return Err(format!("nb pkt per burst: {n} > {most} (maximum packet per burst)  ignored"));
+    }
+    app.set_burst(n.max(1) as u16)?;
+    Ok(format!("Number of packets per burst set to {n}\n"))
+}
+
+/// `port config all`.
+fn configure(app: &mut App, what: &str, word: &str) -> Result<String, String> {
+    if what == "burst" {
+        return burst(app, word);
+    }
+    if app.any_started() {
+        return Err("Please stop all ports first".into());
+    }
+    let n: u16 = number(word)?;
+    let most =
+        if what.ends_with('q') { pmd::spec::net::MAX_QUEUE_PAIRS } else { pmd::spec::virtio::MAX_RING };
+    if n > most || (what.ends_with('q') && n == 0) {
+        return Err(format!("{what} {n}: allowed: {} to {most}", u16::from(what.ends_with('q'))));
+    }
+    let o = &mut app.options;
+    match what {
+        "rxq" => o.rxq = n,
+        "txq" => o.txq = n,
+        "rxd" => o.rxd = n,
+        _ => o.txd = n,
+    }
+    Ok(String::new())
+}
+
+fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
+    word.parse().map_err(|_| format!("Bad arguments\n{word} is no number that fits"))
+}

@@ -1,0 +1,356 @@
+//! Ports as they are given: `KIND<N>,key=value,...`, in the words of DPDK's `--vdev`.
+
+use std::fmt;
+
+use crate::Error;
+
+/// What a value of a key may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Form {
+    /// Any text.
+    Text,
+    /// 0 or 1.
+    Flag,
+    /// A whole number in a range; `k`, `M` and `G` multiply.
+    Number(u64, u64),
+    /// `xx:xx:xx:xx:xx:xx`.
+    Mac,
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Form::Text => write!(f, "text"),
+            Form::Flag => write!(f, "0 or 1"),
+            Form::Number(low, high) => write!(f, "a number from {low} to {high}"),
+            Form::Mac => write!(f, "xx:xx:xx:xx:xx:xx"),
+        }
+    }
+}
+
+/// A key of a kind of port.
+#[derive(Debug)]
+pub(crate) struct Key {
+    /// As it is spelled.
+    pub(crate) name: &'static str,
+    /// What its value may be.
+    pub(crate) form: Form,
+    /// What it does, for `--help`.
+    pub(crate) about: &'static str,
+}
+
+const fn key(name: &'static str, form: Form, about: &'static str) -> Key {
+    Key { name, form, about }
+}
+
+/// A kind of port.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// Without the number and without `net_`.
+    pub(crate) name: &'static str,
+    /// What it is, for `--help`.
+    pub(crate) about: &'static str,
+    /// Its own keys.
+    pub(crate) keys: &'static [Key],
+    /// Keys without which it cannot be.
+    pub(crate) required: &'static [&'static str],
+}
+
+const QUEUES: Key = key("queues", Form::Number(1, 128), "queue pairs");
+const MAC: Key = key("mac", Form::Mac, "its MAC address; made from its name unless given");
+
+/// Every kind of port, in the order of `--help`.
+pub(crate) const KINDS: &[Kind] = &[
+    Kind {
+        name: "vhost",
+        about: "a virtual machine or container connects here over vhost-user",
+        keys: &[
+            key("iface", Form::Text, "path of the unix socket"),
+            key("client", Form::Flag, "1: connect to the socket and reconnect; 0: listen on it"),
+            key("queues", Form::Number(1, 128), "queue pairs offered"),
+            key("packed", Form::Flag, "0: do not offer packed rings"),
+            key("in_order", Form::Flag, "0: do not offer in-order completion"),
+            key("mrg_rxbuf", Form::Flag, "0: do not offer mergeable receive buffers"),
+            key("csum", Form::Flag, "0: do not offer checksum offload"),
+            key("tso", Form::Flag, "0: do not offer segmentation offload"),
+            key("mtu", Form::Number(68, 65535), "MTU told to the guest"),
+            key("mapped", Form::Flag, "0: reach ring metadata by the checked path"),
+            MAC,
+        ],
+        required: &["iface"],
+    },
+    Kind {
+        name: "virtio_user",
+        about: "the driver's side of a virtio ring: connects to any vhost-user back-end",
+        keys: &[
+            key("path", Form::Text, "path of the unix socket"),
+            key("server", Form::Flag, "1: listen on the socket; 0: connect to it"),
+            QUEUES,
+            key("queue_size", Form::Number(1, 32768), "descriptors in a ring; 256 unless given"),
+            key("packed_vq", Form::Flag, "1: packed rings"),
+            key("mrg_rxbuf", Form::Flag, "0: no mergeable receive buffers"),
+            key("in_order", Form::Flag, "0: no in-order completion"),
+            key("event_idx", Form::Flag, "1: notifications by event index"),
+            key("indirect", Form::Flag, "0: no indirect descriptors"),
+            key("offloads", Form::Flag, "1: checksum and segmentation offload, both ways"),
+            key("mtu", Form::Number(68, 65513), "largest payload of a frame; 1500 unless given"),
+            MAC,
+        ],
+        required: &["path"],
+    },
+    Kind {
+        name: "tap",
+        about: "a network interface of the host",
+        keys: &[
+            key("iface", Form::Text, "name of the interface; dtap<N> unless given"),
+            key("csum", Form::Flag, "0: the host completes checksums before it sends"),
+            key(
+                "tso",
+                Form::Flag,
+                "1: the host sends TCP packets of up to 64 KiB, for guests that take them",
+            ),
+            key("uso", Form::Flag, "1: the same for UDP"),
+            key("mtu", Form::Number(68, 65535), "MTU of the interface"),
+            QUEUES,
+            MAC,
+        ],
+        required: &[],
+    },
+    Kind {
+        name: "pcap",
+        about: "frames from and to capture files",
+        keys: &[
+            key("rx_pcap", Form::Text, "file to receive the frames of"),
+            key("tx_pcap", Form::Text, "file to write sent frames to"),
+            key("infinite_rx", Form::Flag, "1: read the file again and again"),
+            key("rate", Form::Number(0, 1_000_000_000), "packets per second; 0: as fast as asked"),
+        ],
+        required: &[],
+    },
+    Kind {
+        name: "null",
+        about: "takes everything, gives empty frames",
+        keys: &[
+            key("size", Form::Number(14, 65535), "bytes of a frame"),
+            key("no-rx", Form::Flag, "1: gives nothing"),
+            QUEUES,
+        ],
+        required: &[],
+    },
+    Kind {
+        name: "generator",
+        about: "UDP flows, numbered frame by frame, and a check of what comes back",
+        keys: &[
+            key("flows", Form::Number(1, 1_000_000), "UDP flows"),
+            key("size", Form::Number(60, 65535), "bytes of a frame"),
+            key("imix", Form::Flag, "1: frames of 64, 594 and 1518 bytes, 7:4:1"),
+            key("rate", Form::Number(0, 1_000_000_000), "packets per second; 0: as fast as asked"),
+            key("count", Form::Number(0, u64::MAX), "frames to make in all; 0: no end"),
+            key("check", Form::Flag, "1: verify the frames that come in, count lost and damaged ones"),
+            QUEUES,
+        ],
+        required: &[],
+    },
+];
+
+/// Keys that any port takes: a port around the port.
+pub(crate) const WRAPPERS: &[Key] = &[
+    key("tracer", Form::Flag, "1: log every burst (RUST_LOG=trace)"),
+    key("record", Form::Text, "capture file for the frames of both directions"),
+    key("fault", Form::Text, "what to do to frames: drop:0.01+corrupt:0.001+..."),
+];
+
+/// A port to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Vdev {
+    /// As DPDK spells it: `net_vhost0`.
+    pub(crate) name: String,
+    /// Which of [`KINDS`].
+    pub(crate) kind: &'static str,
+    /// As given, after the name: what `show port info` calls devargs.
+    pub(crate) devargs: String,
+    args: Vec<(&'static str, String)>,
+}
+
+impl Vdev {
+    /// Reads `KIND<N>,key=value,...`; `net_KIND<N>` is the same.
+    ///
+    /// # Errors
+    /// One line that names the kind, key or value and what is allowed.
+    pub(crate) fn parse(text: &str) -> Result<Vdev, Error> {
+        let (device, devargs) = text.split_once(',').unwrap_or((text, ""));
+        let stem = device.trim_end_matches(|c: char| c.is_ascii_digit());
+        let number = &device[stem.len()..];
+        let base = stem.strip_prefix("net_").unwrap_or(stem);
+        // DPDK calls a virtio-user port virtio_user; dashes are a common slip.
+        let kind = KINDS.iter().find(|k| k.name == base.replace('-', "_"));
+        let Some(kind) = kind else {
+            let known = KINDS.iter().map(|k| format!("{}<N>", k.name)).collect::<Vec<_>>().join(", ");
+            return Err(Error::Usage(format!("--vdev {text}: no kind of port '{device}'; known: {known}")));
+        };
+        if number.parse::<u16>().is_err() {
+            return Err(Error::Usage(format!("--vdev {text}: '{device}' needs a number, as in {stem}0")));
+        }
+        let name = format!("net_{}{number}", kind.name);
+        let mut args = Vec::new();
+        for arg in devargs.split(',').filter(|a| !a.is_empty()) {
+            args.push(argument(&name, kind, arg)?);
+        }
+        for required in kind.required {
+            if !args.iter().any(|(k, _)| k == required) {
+                return Err(Error::Usage(format!("--vdev {name}: key '{required}' is required")));
+            }
+        }
+        Ok(Vdev { name, kind: kind.name, devargs: devargs.into(), args })
+    }
+
+    /// Values of a key that may be given again and again.
+    pub(crate) fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.args.iter().filter(move |(k, _)| *k == name).map(|(_, v)| v.as_str())
+    }
+
+    /// The last value of a key.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.texts(name).last()
+    }
+
+    /// A number, checked when it was read.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        self.text(name).and_then(number)
+    }
+
+    /// A flag, checked when it was read.
+    pub(crate) fn flag(&self, name: &str) -> Option<bool> {
+        self.text(name).map(|v| v == "1")
+    }
+
+    /// A MAC address, checked when it was read.
+    pub(crate) fn mac(&self, name: &str) -> Option<[u8; 6]> {
+        self.text(name).and_then(mac)
+    }
+}
+
+fn argument(device: &str, kind: &Kind, arg: &str) -> Result<(&'static str, String), Error> {
+    let (name, value) = arg.split_once('=').unwrap_or((arg, "1"));
+    let Some(key) = kind.keys.iter().chain(WRAPPERS).find(|k| k.name == name) else {
+        let known: Vec<_> = kind.keys.iter().chain(WRAPPERS).map(|k| k.name).collect();
+        return Err(Error::Usage(format!(
+            "--vdev {device}: unknown key '{name}'; allowed: {}",
+            known.join(", ")
+        )));
+    };
+    let good = match key.form {
+        Form::Text => !value.is_empty() && arg.contains('='),
+        Form::Flag => value == "0" || value == "1",
+        Form::Number(low, high) => number(value).is_some_and(|n| (low..=high).contains(&n)),
+        Form::Mac => mac(value).is_some(),
+    };
+    if !good {
+        return Err(Error::Usage(format!(
+            "--vdev {device}: bad value '{value}' of key '{name}'; allowed: {}",
+            key.form
+        )));
+    }
+    Ok((key.name, value.into()))
+}
+
+/// Reads a whole number; `k`, `M` and `G` multiply by powers of a thousand.
+pub(crate) fn number(text: &str) -> Option<u64> {
+    let (digits, factor) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 1_000),
+        b'M' => (&text[..text.len() - 1], 1_000_000),
+        b'G' => (&text[..text.len() - 1], 1_000_000_000),
+        _ => (text, 1),
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// Reads `xx:xx:xx:xx:xx:xx`.
+pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
+    let mut out = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut out {
+        let part = parts.next()?;
+        if part.len() > 2 || part.starts_with('+') {
+            return None;
+        }
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(out)
+}
+
+/// The kinds and keys of ports, for `--help`.
+pub(crate) fn help() -> String {
+    let mut out = String::from("Kinds of ports (--vdev KIND<N>,key=value,...; net_KIND<N> is the same):\n");
+    for kind in KINDS {
+        out += &format!("  {}<N>  {}\n", kind.name, kind.about);
+        for key in kind.keys {
+            let needed = if kind.required.contains(&key.name) { " (required)" } else { "" };
+            out += &format!("      {:<12} {}{needed}\n", format!("{}=", key.name), key.about);
+        }
+    }
+    out += "  any port\n";
+    for key in WRAPPERS {
+        out += &format!("      {:<12} {}\n", format!("{}=", key.name), key.about);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_ports_as_dpdk_spells_them() {
+        for (text, name, kind, get) in [
+            ("net_vhost0,iface=/tmp/s,queues=4", "net_vhost0", "vhost", ("queues", Some("4"))),
+            ("vhost12,iface=/tmp/s,client=1", "net_vhost12", "vhost", ("client", Some("1"))),
+            ("virtio-user3,path=/a=b", "net_virtio_user3", "virtio_user", ("path", Some("/a=b"))),
+            ("net_null0", "net_null0", "null", ("size", None)),
+            ("null1,no-rx", "net_null1", "null", ("no-rx", Some("1"))),
+            ("generator0,rate=2M,size=64", "net_generator0", "generator", ("rate", Some("2M"))),
+            ("pcap0,rx_pcap=a,rx_pcap=b,fault=drop:0.1+dup:0.2", "net_pcap0", "pcap", ("rx_pcap", Some("b"))),
+        ] {
+            let vdev = Vdev::parse(text).unwrap();
+            assert_eq!((vdev.name.as_str(), vdev.kind, vdev.text(get.0)), (name, kind, get.1), "{text}");
+        }
+        let pcap = Vdev::parse("pcap0,rx_pcap=a,rx_pcap=b").unwrap();
+        assert!(pcap.texts("rx_pcap").eq(["a", "b"]));
+        let generator = Vdev::parse("generator0,rate=2M").unwrap();
+        assert_eq!(generator.number("rate"), Some(2_000_000));
+    }
+
+    #[test]
+    fn names_what_is_wrong_and_what_is_allowed() {
+        for (text, message) in [
+            (
+                "foo0",
+                "--vdev foo0: no kind of port 'foo0'; known: vhost<N>, virtio_user<N>, tap<N>, pcap<N>, null<N>, generator<N>",
+            ),
+            ("net_null", "--vdev net_null: 'net_null' needs a number, as in net_null0"),
+            ("vhost0", "--vdev net_vhost0: key 'iface' is required"),
+            (
+                "null0,sice=1",
+                "--vdev net_null0: unknown key 'sice'; allowed: size, no-rx, queues, tracer, record, fault",
+            ),
+            (
+                "null0,size=1",
+                "--vdev net_null0: bad value '1' of key 'size'; allowed: a number from 14 to 65535",
+            ),
+            ("null0,no-rx=yes", "--vdev net_null0: bad value 'yes' of key 'no-rx'; allowed: 0 or 1"),
+            ("tap0,mac=1:2:3", "--vdev net_tap0: bad value '1:2:3' of key 'mac'; allowed: xx:xx:xx:xx:xx:xx"),
+            ("tap0,iface", "--vdev net_tap0: bad value '1' of key 'iface'; allowed: text"),
+        ] {
+            assert_eq!(Vdev::parse(text).unwrap_err().to_string(), message);
+        }
+        assert_eq!(mac("02:aB:0:0:0:1"), Some([2, 0xab, 0, 0, 0, 1]));
+        assert_eq!((mac("02:ab:0:0:0"), mac("02:ab:0:0:0:1:2"), mac("02:+b:0:0:0:1")), (None, None, None));
+        assert_eq!(
+            (number("18446744073709551615G"), number(""), number("k"), number("-1")),
+            (None, None, None, None)
+        );
+    }
+}
