@@ -1,12 +1,258 @@
-//! vhost-user, device side.
+//! vhost-user, device side: the port through which a virtual machine or a container is reached.
+//!
+//! The socket is there from the first start of the port until it is dropped or started with another
+//! number of queues; front-ends come and go meanwhile. The control thread of
+//! [`vhost::Server`](crate::vhost::Server) maps the guest's memory, opens its rings and hands them to
+//! the queues.
+//!
+//! - `wire`: the virtio-net header
+//! - `receive`, `deliver`: packets out of a guest's ring, and into one
+//! - `queue`: the data side
+//! - `door`: how rings come to a queue and go home
+//! - `control`: what front-ends ask for, carried out
 
-#[allow(dead_code)]
-pub(crate) mod door;
-#[allow(dead_code)]
-pub(crate) mod queue;
-#[allow(dead_code)]
+mod control;
 mod deliver;
-#[allow(dead_code)]
+pub(crate) mod door;
+pub(crate) mod queue;
 mod receive;
-#[allow(dead_code)]
 pub(crate) mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use zerocopy::IntoBytes;
+
+use crate::port::frames::local_mac;
+use crate::port::{Caps, Link, Port, PortError, Queue, Stats, Tally};
+use crate::spec::net::{self, MAX_FRAME, MAX_QUEUE_PAIRS, NetConfig};
+use crate::spec::vhost_user::MIN_MTU;
+use crate::spec::virtio as v;
+use crate::vhost::{Handle, Offer, PortId, ServerError, Socket};
+use control::Control;
+use door::Door;
+use queue::VhostQueue;
+
+/// MTU in the configuration space when none is set.
+const DEFAULT_MTU: u16 = 1500;
+
+/// What a vhost port offers, and where.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The socket.
+    pub socket: Socket,
+    /// Most queue pairs it can start, 1 to 128. The front-end is offered as many as are started.
+    pub queues: u16,
+    /// Offers packed rings.
+    pub packed: bool,
+    /// Offers to use buffers in order.
+    pub in_order: bool,
+    /// Offers packets that span several receive buffers.
+    pub mergeable: bool,
+    /// Offers to leave checksums to the receiver, both ways.
+    pub checksum: bool,
+    /// Offers packets to be segmented, both ways; needs `checksum`.
+    pub segmentation: bool,
+    /// Largest MTU a front-end may set, and the one in the configuration space.
+    pub mtu: Option<u16>,
+    /// Reaches ring metadata through mapped windows where it can; otherwise always by the checked path.
+    pub mapped: bool,
+    /// Address in the configuration space; made from the name if there is none.
+    pub mac: Option<[u8; 6]>,
+}
+
+impl Config {
+    /// One queue pair on this socket, with everything offered.
+    pub fn new(socket: Socket) -> Config {
+        Config {
+            socket,
+            queues: 1,
+            packed: true,
+            in_order: true,
+            mergeable: true,
+            checksum: true,
+            segmentation: true,
+            mtu: None,
+            mapped: true,
+            mac: None,
+        }
+    }
+
+    /// The features of virtio that are offered.
+    fn features(&self) -> u64 {
+        // The control queue stays with the front-end, and with it what MQ and GUEST_ANNOUNCE need.
+        let mut features = v::F_VERSION_1
+            | v::F_ANY_LAYOUT
+            | v::F_INDIRECT_DESC
+            | v::F_EVENT_IDX
+            | net::F_MQ
+            | net::F_MTU
+            | net::F_GUEST_ANNOUNCE;
+        let mut offer = |wanted: bool, bits: u64| features |= if wanted { bits } else { 0 };
+        offer(self.packed, v::F_RING_PACKED);
+        offer(self.in_order, v::F_IN_ORDER);
+        offer(self.mergeable, net::F_MRG_RXBUF);
+        offer(self.checksum, net::F_CSUM | net::F_GUEST_CSUM);
+        let segments = self.checksum && self.segmentation;
+        offer(segments, net::F_HOST_TSO4 | net::F_HOST_TSO6 | net::F_HOST_ECN | net::F_HOST_USO);
+        offer(segments, net::F_GUEST_TSO4 | net::F_GUEST_TSO6 | net::F_GUEST_ECN);
+        offer(segments, net::F_GUEST_USO4 | net::F_GUEST_USO6);
+        features
+    }
+}
+
+/// The control side.
+pub struct Vhost {
+    name: String,
+    config: Config,
+    mac: [u8; 6],
+    server: Handle,
+    served: Option<Served>,
+    started: bool,
+    tally: Tally,
+}
+
+/// What is there while the socket is.
+struct Served {
+    id: PortId,
+    doors: Arc<[Door]>,
+    up: Arc<AtomicBool>,
+}
+
+impl Vhost {
+    /// A vhost port, not started: there is no socket yet. `server` will serve it.
+    ///
+    /// # Errors
+    /// When an argument is out of range.
+    pub fn new(name: &str, config: Config, server: &Handle) -> Result<Vhost, PortError> {
+        let wrong = |what| PortError::Config { port: name.to_owned(), what };
+        if config.queues == 0 || config.queues > MAX_QUEUE_PAIRS {
+            return Err(wrong(format!("queues={} is not in 1..={MAX_QUEUE_PAIRS}", config.queues)));
+        }
+        if let Some(mtu) = config.mtu.filter(|mtu| *mtu < MIN_MTU) {
+            return Err(wrong(format!("mtu={mtu} is less than {MIN_MTU}")));
+        }
+        let mac = config.mac.unwrap_or_else(|| local_mac(name));
+        let (name, server) = (name.to_owned(), server.clone());
+        Ok(Vhost { name, config, mac, server, served: None, started: false, tally: Tally::default() })
+    }
+
+    fn offer(&self, pairs: u16) -> Offer {
+        let config = NetConfig {
+            mac: self.mac,
+            status: 1,
+            max_queue_pairs: pairs,
+            mtu: self.config.mtu.unwrap_or(DEFAULT_MTU),
+            speed: u32::MAX,
+            duplex: 0xff,
+            ..NetConfig::default()
+        };
+        let mtu = self.config.mtu.unwrap_or(u16::MAX);
+        Offer { features: self.config.features(), pairs, mtu, config: config.as_bytes().to_vec() }
+    }
+
+    fn serve(&mut self, queues: u16) -> Result<(), PortError> {
+        let doors =
+            (0..queues).map(|_| Door::new().map(|(door, _)| door)).collect::<Result<Arc<[Door]>, _>>();
+        let what = "eventfd of a queue; is the limit of open files (ulimit -n) reached?".to_owned();
+        let doors = doors.map_err(|source| PortError::Io { port: self.name.clone(), what, source })?;
+        let up = Arc::new(AtomicBool::new(false));
+        let name = format!("{} ({})", self.name, self.config.socket.path().display());
+        let host = Control::new(name, Arc::clone(&doors), Arc::clone(&up), self.config.mapped);
+        let added = self.server.add(self.config.socket.clone(), self.offer(queues), Box::new(host));
+        let id = added.map_err(|source| self.refused(source))?;
+        self.served = Some(Served { id, doors, up });
+        Ok(())
+    }
+
+    fn refused(&self, source: ServerError) -> PortError {
+        let (port, what) = (self.name.clone(), "vhost-user socket".to_owned());
+        PortError::Io { port, what, source: std::io::Error::other(source) }
+    }
+
+    fn leave(&mut self) {
+        if let Some(served) = self.served.take() {
+            drop(self.server.remove(served.id));
+        }
+    }
+}
+
+impl Port for Vhost {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn driver(&self) -> &'static str {
+        "net_vhost"
+    }
+
+    fn caps(&self) -> Caps {
+        // What a guest did not negotiate is done in software before it gets the packet.
+        Caps {
+            mtu: self.config.mtu.map_or(MAX_FRAME - 18, u32::from),
+            queues: self.config.queues,
+            checksum: true,
+            segmentation: true,
+            reads_foreign_memory: false,
+        }
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
+    fn link(&self) -> Link {
+        // Relaxed: nothing is read on the strength of it.
+        let up = self.served.as_ref().is_some_and(|served| served.up.load(Ordering::Relaxed));
+        Link { up: self.started && up, speed: 0 }
+    }
+
+    fn start(&mut self, queues: u16) -> Result<Vec<Box<dyn Queue>>, PortError> {
+        assert!(!self.started, "{} is started twice", self.name);
+        if queues == 0 || queues > self.config.queues {
+            let what = format!("{queues} queues; it has 1 to {} (queues=)", self.config.queues);
+            return Err(PortError::Config { port: self.name.clone(), what });
+        }
+        if self.served.as_ref().is_some_and(|served| served.doors.len() != usize::from(queues)) {
+            self.leave();
+        }
+        if self.served.is_none() {
+            self.serve(queues)?;
+        }
+        let doors = &self.served.as_ref().expect("served just now").doors;
+        let started: Vec<Box<dyn Queue>> = doors
+            .iter()
+            .map(|door| Box::new(VhostQueue::new(door.inside(), Arc::default())) as Box<dyn Queue>)
+            .collect();
+        self.tally = Tally::of(&started);
+        self.started = true;
+        Ok(started)
+    }
+
+    /// The front-end stays connected; its rings wait for the next start.
+    fn stop(&mut self, queues: Vec<Box<dyn Queue>>) -> Result<(), PortError> {
+        for queue in &queues {
+            assert!(queue.lent() == 0 && queue.held() == 0, "{}: buffers are still out", self.name);
+        }
+        drop(queues);
+        self.started = false;
+        Ok(())
+    }
+
+    fn stats(&self) -> Vec<Stats> {
+        self.tally.stats()
+    }
+
+    fn clear_stats(&mut self) {
+        self.tally.clear();
+    }
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests;

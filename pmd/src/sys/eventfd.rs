@@ -2,23 +2,24 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
 
 /// A counter that one side signals and the other waits for; never blocks.
 #[derive(Debug)]
-pub(crate) struct EventFd(OwnedFd);
+pub(crate) struct EventFd(Arc<OwnedFd>);
 
 impl EventFd {
     /// A new one of our own.
     pub(crate) fn new() -> io::Result<EventFd> {
-        Ok(EventFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(EventFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?.into()))
     }
 
     /// One that a peer sent. Anything else than an eventfd is refused: a write to a full pipe, say,
     /// would stop the core that does it.
-    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<EventFd> {
+    pub(crate) fn adopt(fd: Arc<OwnedFd>) -> io::Result<EventFd> {
         use std::os::fd::AsRawFd;
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
         if link.as_os_str() != "anon_inode:[eventfd]" {

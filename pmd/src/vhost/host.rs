@@ -18,14 +18,21 @@ pub enum HostError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The regions make no memory.
+    #[error("{0}")]
+    Table(Box<dyn std::error::Error + Send + Sync>),
     /// The ring cannot run as it is described.
     #[error("{0}")]
     Ring(Box<dyn std::error::Error + Send + Sync>),
     /// The core that runs the ring did not give it back in time.
-    #[error("its core did not give it back in {waited_ms} ms; it stays out until it does")]
+    #[error(
+        "its core did not give it back in {waited_ms} ms, {lent} of its buffers are still out; it can run again when it has come home"
+    )]
     Late {
         /// How long it was waited for.
         waited_ms: u64,
+        /// Buffers that keep it.
+        lent: u32,
     },
 }
 
@@ -75,13 +82,13 @@ pub trait Host: Send {
     /// The guest's memory is now these regions and no others.
     ///
     /// # Errors
-    /// [`HostError::Memory`]; then the memory stays as it was.
+    /// [`HostError::Memory`] or [`HostError::Table`]; then the memory stays as it was.
     fn map(&mut self, regions: Vec<(MemRegion, OwnedFd)>) -> Result<(), HostError>;
 
     /// One region more.
     ///
     /// # Errors
-    /// [`HostError::Memory`]; then the memory stays as it was.
+    /// [`HostError::Memory`] or [`HostError::Table`]; then the memory stays as it was.
     fn add(&mut self, region: MemRegion, file: OwnedFd) -> Result<(), HostError>;
 
     /// One region less: one that was mapped or added before.
@@ -107,11 +114,6 @@ pub trait Host: Send {
     /// # Errors
     /// When a descriptor is no eventfd.
     fn signals(&mut self, ring: u16, signals: &Signals) -> Result<(), HostError>;
-
-    /// Largest MTU the guest will use.
-    fn mtu(&mut self, mtu: u16) {
-        let _ = mtu;
-    }
 }
 
 #[cfg(test)]
@@ -135,7 +137,6 @@ pub(crate) mod testing {
         Start { index: u16, num: u16, base: u32 },
         Stop(Vec<u16>),
         Signals { ring: u16, kick: bool, call: bool, err: bool },
-        Mtu(u16),
     }
 
     /// Shared between the test and the thread that serves it.
@@ -233,7 +234,7 @@ pub(crate) mod testing {
             let stop = |ring: &u16| {
                 assert!(diary.running.remove(ring).is_some(), "ring {ring} does not run");
                 if diary.late.contains(ring) {
-                    return Err(HostError::Late { waited_ms: 0 });
+                    return Err(HostError::Late { waited_ms: 0, lent: 1 });
                 }
                 Ok(diary.bases[ring])
             };
@@ -247,10 +248,6 @@ pub(crate) mod testing {
             assert!(diary.running.contains_key(&ring), "ring {ring} does not run");
             diary.asked.push(Asked::Signals { ring, kick, call, err });
             Ok(())
-        }
-
-        fn mtu(&mut self, mtu: u16) {
-            self.diary().asked.push(Asked::Mtu(mtu));
         }
     }
 }

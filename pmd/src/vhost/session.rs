@@ -178,10 +178,12 @@ impl Session {
                 self.signal(ring, host)?;
             }
             Request::SetVringEnable(state) => self.set_enable(state, host)?,
+            // Only a promise of ours: frames of that size pass.
             Request::NetSetMtu(mtu) => {
                 let max = self.offer.mtu;
-                let fits = u16::try_from(mtu).ok().filter(|&m| mtu >= u64::from(MIN_MTU) && m <= max);
-                host.mtu(fits.ok_or(Refusal::Mtu { mtu, max })?);
+                if mtu < u64::from(MIN_MTU) || mtu > u64::from(max) {
+                    return Err(Refusal::Mtu { mtu, max });
+                }
             }
             Request::SetConfig(access, bytes) => {
                 let range = self.config_range(&access)?;

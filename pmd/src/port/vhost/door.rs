@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::queue::Ring;
+use super::queue::{Events, Ring};
 use crate::sys::eventfd::EventFd;
 
 /// Which ring of a queue pair.
@@ -32,6 +32,7 @@ pub(crate) struct Stuck {
 #[derive(Default)]
 struct Board {
     incoming: [Option<Ring>; 2],
+    events: [Option<Events>; 2],
     wanted: [bool; 2],
     home: [Option<Ring>; 2],
     lent: [u32; 2],
@@ -80,6 +81,21 @@ impl Door {
         let mut board = self.0.lock();
         assert!(board.incoming[side as usize].replace(ring).is_none(), "a ring waits at the door already");
         board.wanted[side as usize] = false;
+        board.events[side as usize] = None;
+        drop(board);
+        self.knock();
+    }
+
+    /// Gives a ring that was given, and not taken since, other eventfds. It uses the old ones until its
+    /// queue has looked.
+    pub(crate) fn rewire(&self, side: Side, events: Events) {
+        let (mut board, i) = (self.0.lock(), side as usize);
+        // Those that wait, if any, are older.
+        board.events[i] = None;
+        match &mut board.incoming[i] {
+            Some(ring) => ring.events = events,
+            None => board.events[i] = Some(events),
+        }
         drop(board);
         self.knock();
     }
@@ -125,10 +141,11 @@ impl Inside {
         &self.0.bell
     }
 
-    /// The ring left at the door, if any, and whether the one inside is wanted.
-    pub(super) fn look(&self, side: Side) -> (Option<Ring>, bool) {
-        let mut board = self.0.lock();
-        (board.incoming[side as usize].take(), board.wanted[side as usize])
+    /// The ring left at the door, if any; eventfds for the one inside, if there are others; and whether
+    /// the one inside is wanted.
+    pub(super) fn look(&self, side: Side) -> (Option<Ring>, Option<Events>, bool) {
+        let (mut board, i) = (self.0.lock(), side as usize);
+        (board.incoming[i].take(), board.events[i].take(), board.wanted[i])
     }
 
     /// Sends a ring home.

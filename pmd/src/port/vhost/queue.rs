@@ -19,18 +19,25 @@ use crate::sys::eventfd::EventFd;
 use crate::vring::AnyVring;
 use crate::with_ring;
 
-/// A ring with all that its core needs to run it.
-pub(crate) struct Ring {
-    /// The ring itself.
-    pub(crate) ring: AnyVring,
-    /// How its frames are wrapped.
-    pub(crate) wire: Wire,
+/// The eventfds of a ring.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
     /// What the guest signals; `None`: it does not, the ring can only be polled.
     pub(crate) kick: Option<EventFd>,
     /// What signals the guest; `None`: it polls.
     pub(crate) call: Option<EventFd>,
     /// What tells the front-end of a fault.
     pub(crate) err: Option<EventFd>,
+}
+
+/// A ring with all that its core needs to run it.
+pub(crate) struct Ring {
+    /// The ring itself.
+    pub(crate) ring: AnyVring,
+    /// How its frames are wrapped.
+    pub(crate) wire: Wire,
+    /// How its guest is reached.
+    pub(crate) events: Events,
     /// Socket and queue, for the log.
     pub(crate) name: String,
 }
@@ -43,7 +50,7 @@ impl Ring {
     }
 
     fn call(&self, counters: &Counters) {
-        if let Some(call) = &self.call {
+        if let Some(call) = &self.events.call {
             call.signal();
             counters.calls.add(1);
         }
@@ -55,7 +62,7 @@ impl Ring {
         let fault = self.ring.fault().expect("asked after a fault");
         counters.faults.add(1);
         tracing::error!("{}: ring retired: {fault}; the guest must reset its device", self.name);
-        if let Some(err) = &self.err {
+        if let Some(err) = &self.events.err {
             err.signal();
         }
     }
@@ -89,13 +96,19 @@ impl VhostQueue {
     /// Takes in rings that wait at the door and sends home those that are wanted.
     #[cold]
     fn answer(&mut self) {
+        let counters = Arc::clone(&self.counters);
         for side in [Side::FromGuest, Side::ToGuest] {
-            let (ring, wanted) = self.door.look(side);
+            let (ring, events, wanted) = self.door.look(side);
             if let Some(mut ring) = ring {
                 ring.ring.arm(false);
-                // A call may have been lost while the descriptor was changed.
-                ring.call(&self.counters);
+                // A call may have been lost while the ring was away.
+                ring.call(&counters);
                 *self.slot(side) = Some(ring);
+            }
+            if let (Some(events), Some(ring)) = (events, self.slot(side).as_mut()) {
+                ring.events = events;
+                // Or while the old descriptor was still called.
+                ring.call(&counters);
             }
             self.leaving[side as usize] = wanted;
         }
@@ -217,11 +230,11 @@ impl Queue for VhostQueue {
             self.answer();
             return false;
         }
-        if self.from_guest.as_mut().is_some_and(|ring| ring.kick.is_none() || ring.ring.arm(true)) {
+        if self.from_guest.as_mut().is_some_and(|ring| ring.events.kick.is_none() || ring.ring.arm(true)) {
             return false;
         }
         wait(self.door.bell().as_fd());
-        if let Some(kick) = self.from_guest.as_ref().and_then(|ring| ring.kick.as_ref()) {
+        if let Some(kick) = self.from_guest.as_ref().and_then(|ring| ring.events.kick.as_ref()) {
             wait(kick.as_fd());
         }
         true
@@ -231,7 +244,7 @@ impl Queue for VhostQueue {
         self.door.bell().clear();
         if let Some(ring) = &mut self.from_guest {
             ring.ring.arm(false);
-            if let Some(kick) = &ring.kick {
+            if let Some(kick) = &ring.events.kick {
                 kick.clear();
             }
         }

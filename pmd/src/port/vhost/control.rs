@@ -1,0 +1,217 @@
+//! What front-ends ask of a vhost port, carried out: guest memory is mapped, rings are opened over it
+//! and handed to the queues through their doors.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hugepages::{Map, OutOfRange, Region, Table};
+use tracing::{debug, info, warn};
+
+use super::door::{Door, Side, Stuck};
+use super::queue::{Events, Ring};
+use super::wire::Wire;
+use crate::spec::vhost_user::MemRegion;
+use crate::spec::virtio as v;
+use crate::sys::eventfd::EventFd;
+use crate::vhost::{Host, HostError, RingSetup, Signals};
+use crate::vring::{AnyVring, RingLayout, Vring, Way};
+
+/// How long one message may wait for rings to come home, all of them together. Other ports wait with
+/// it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where a ring is, as far as the control side knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// With no queue.
+    Home,
+    /// With its queue.
+    Running,
+    /// With its queue, which was asked for it in vain.
+    Late,
+}
+
+/// The control side of one port, owned by the control thread.
+pub(super) struct Control {
+    /// Port and socket, for the log.
+    name: String,
+    doors: Arc<[Door]>,
+    up: Arc<AtomicBool>,
+    mapped: bool,
+    table: Option<Arc<Table>>,
+    rings: Vec<Place>,
+}
+
+/// virtio 1.3 §5.1.2: receiveq1, transmitq1, receiveq2, ... as the guest sees them.
+fn side(ring: u16) -> Side {
+    if ring.is_multiple_of(2) { Side::ToGuest } else { Side::FromGuest }
+}
+
+impl Control {
+    pub(super) fn new(name: String, doors: Arc<[Door]>, up: Arc<AtomicBool>, mapped: bool) -> Control {
+        let rings = vec![Place::Home; doors.len() * 2];
+        Control { name, doors, up, mapped, table: None, rings }
+    }
+
+    fn door(&self, ring: u16) -> &Door {
+        &self.doors[usize::from(ring / 2)]
+    }
+
+    /// Port, socket, queue and direction as the port sees it.
+    fn ring_name(&self, ring: u16) -> String {
+        let way = match side(ring) {
+            Side::FromGuest => "rx",
+            Side::ToGuest => "tx",
+        };
+        format!("{} {way} queue {}", self.name, ring / 2)
+    }
+
+    fn regions(&self) -> Vec<Region> {
+        self.table.as_ref().map_or_else(Vec::new, |table| table.regions().to_vec())
+    }
+
+    fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), HostError> {
+        let table = Table::new(regions).map_err(|e| HostError::Table(e.into()))?;
+        self.table = Some(Arc::new(table));
+        Ok(())
+    }
+
+    fn map_region(&self, region: &MemRegion, file: OwnedFd) -> Result<Region, HostError> {
+        let MemRegion { guest, size, user, offset } = *region;
+        let (map, at) = Map::file(file, offset, size).map_err(|source| HostError::Memory {
+            guest,
+            size,
+            source: source.into(),
+        })?;
+        debug!("{}: {size:#x} bytes at guest address {guest:#x}, pages of {:#x}", self.name, map.page());
+        Ok(Region { gpa: guest, len: size, user, map: Arc::new(map), at })
+    }
+
+    fn open(&self, setup: &RingSetup) -> Result<AnyVring, OutOfRange> {
+        let nowhere = |user| OutOfRange { gpa: user, len: 1 };
+        let table = self.table.as_ref().ok_or(nowhere(setup.addr.descriptors))?;
+        let gpa = |user| table.gpa_of(user).ok_or(nowhere(user));
+        let layout = RingLayout {
+            size: setup.num,
+            desc: gpa(setup.addr.descriptors)?,
+            driver: gpa(setup.addr.available)?,
+            device: gpa(setup.addr.used)?,
+            features: setup.features,
+            base: setup.base,
+            way: match side(setup.index) {
+                Side::FromGuest => Way::FromDriver,
+                Side::ToGuest => Way::ToDriver,
+            },
+        };
+        if self.mapped {
+            AnyVring::open(&layout, table)
+        } else if setup.features & v::F_RING_PACKED != 0 {
+            Vring::open(&layout, table).map(AnyVring::PackedChecked)
+        } else {
+            Vring::open(&layout, table).map(AnyVring::SplitChecked)
+        }
+    }
+
+    /// Asks for a ring. One that comes is at home, whatever it was before.
+    fn take(&mut self, ring: u16, patience: Duration) -> Result<Ring, HostError> {
+        let home = self.door(ring).take(side(ring), patience);
+        self.rings[usize::from(ring)] = if home.is_ok() { Place::Home } else { Place::Late };
+        home.map_err(|Stuck { waited_ms, lent }| HostError::Late { waited_ms: waited_ms as u64, lent })
+    }
+
+    /// Spec "Ring states" and DPDK's practice: the link is up when packets can pass both ways.
+    fn set_link(&mut self) {
+        let up = self.rings.chunks_exact(2).any(|pair| pair == [Place::Running; 2]);
+        // Relaxed: nothing is read on the strength of it.
+        if self.up.swap(up, Ordering::Relaxed) != up {
+            info!("{}: link {}", self.name, if up { "up" } else { "down" });
+        }
+    }
+}
+
+pub(super) fn events(signals: &Signals) -> Result<Events, HostError> {
+    let adopt = |what: &str, fd: &Option<Arc<OwnedFd>>| {
+        let adopted = fd.clone().map(EventFd::adopt).transpose();
+        adopted.map_err(|e| HostError::Ring(format!("{what} descriptor: {e}").into()))
+    };
+    let Signals { kick, call, err } = signals;
+    Ok(Events { kick: adopt("kick", kick)?, call: adopt("call", call)?, err: adopt("error", err)? })
+}
+
+impl Host for Control {
+    fn disconnected(&mut self) {
+        self.table = None;
+    }
+
+    fn map(&mut self, regions: Vec<(MemRegion, OwnedFd)>) -> Result<(), HostError> {
+        let map = |(region, file): (MemRegion, OwnedFd)| self.map_region(&region, file);
+        let regions = regions.into_iter().map(map).collect::<Result<_, _>>()?;
+        self.set_memory(regions)
+    }
+
+    fn add(&mut self, region: MemRegion, file: OwnedFd) -> Result<(), HostError> {
+        let mut regions = self.regions();
+        regions.push(self.map_region(&region, file)?);
+        self.set_memory(regions)
+    }
+
+    fn remove(&mut self, region: &MemRegion) {
+        let mut regions = self.regions();
+        regions.retain(|r| r.gpa != region.guest);
+        self.set_memory(regions).expect("fewer regions than made a table before");
+    }
+
+    fn start(&mut self, setup: RingSetup) -> Result<(), HostError> {
+        let index = setup.index;
+        if self.rings[usize::from(index)] == Place::Late {
+            drop(self.take(index, Duration::ZERO)?);
+        }
+        let name = self.ring_name(index);
+        let events = events(&setup.signals)?;
+        let ring = self.open(&setup).map_err(|e| {
+            if let Some(err) = &events.err {
+                err.signal();
+            }
+            HostError::Ring(format!("{name}: {e} (a ring area, in the front-end's addresses)").into())
+        })?;
+        let layout = if setup.features & v::F_RING_PACKED != 0 { "packed" } else { "split" };
+        let access = if ring.mapped() { "mapped" } else { "checked" };
+        debug!("{name}: starts, {layout}, {access}, {} entries, at {:#x}", setup.num, setup.base);
+        let wire = Wire::of(setup.features);
+        self.door(index).give(side(index), Ring { ring, wire, events, name });
+        self.rings[usize::from(index)] = Place::Running;
+        self.set_link();
+        Ok(())
+    }
+
+    fn stop(&mut self, rings: &[u16]) -> Vec<Result<u32, HostError>> {
+        let since = Instant::now();
+        // All are asked before any is waited for: their cores answer at the same time. Those from the
+        // guest first, so that what it sends to itself still arrives.
+        let mut asked: Vec<_> = rings.iter().map(|_| None).collect();
+        for from in [Side::FromGuest, Side::ToGuest] {
+            for (&ring, home) in rings.iter().zip(&mut asked).filter(|(ring, _)| side(**ring) == from) {
+                *home = self.take(ring, Duration::ZERO).ok();
+            }
+        }
+        let mut bases = Vec::with_capacity(rings.len());
+        for (&ring, home) in rings.iter().zip(asked) {
+            let left = PATIENCE.saturating_sub(since.elapsed());
+            let home = home.map_or_else(|| self.take(ring, left), Ok);
+            match &home {
+                Ok(home) => debug!("{}: stopped at {:#x}", home.name, home.ring.base()),
+                Err(late) => warn!("{}: {late}", self.ring_name(ring)),
+            }
+            bases.push(home.map(|home| home.ring.base()));
+        }
+        self.set_link();
+        bases
+    }
+
+    fn signals(&mut self, ring: u16, signals: &Signals) -> Result<(), HostError> {
+        self.door(ring).rewire(side(ring), events(signals)?);
+        Ok(())
+    }
+}
