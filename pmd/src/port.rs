@@ -13,6 +13,8 @@ pub mod tap;
 pub mod vhost;
 pub mod virtio_user;
 pub mod watch;
+pub mod tracer;
+pub mod fault;
 
 use std::any::Any;
 use std::os::fd::BorrowedFd;
