@@ -6,20 +6,29 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// The socket of the peer of that name.
+pub(crate) fn socket_of(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("hotring-{}-{name}.sock", std::process::id()))
+}
+
 /// A running `dpdk-testpmd`; killed when dropped.
 pub(crate) struct Testpmd {
     child: Child,
     socket: PathBuf,
     log: PathBuf,
+    client: bool,
 }
 
 impl Testpmd {
     /// One `net_vhost` port that swaps MAC addresses and sends back. `None`, and a line that says so,
     /// where DPDK is not installed.
     pub(crate) fn vhost(name: &str, queues: u16, vdev: &str) -> Option<Testpmd> {
-        let here = std::env::temp_dir().join(format!("hotring-{name}-{}", std::process::id()));
-        let (socket, log) = (here.with_extension("sock"), here.with_extension("log"));
-        let _ = fs::remove_file(&socket);
+        let socket = socket_of(name);
+        let log = socket.with_extension("log");
+        let client = vdev.contains("client=1");
+        if !client {
+            let _ = fs::remove_file(&socket);
+        }
         let iface = format!("net_vhost0,iface={},queues={queues}{vdev}", socket.display());
         let prefix = format!("hotring-{name}-{}", std::process::id());
         let mut command = Command::new("dpdk-testpmd");
@@ -38,7 +47,7 @@ impl Testpmd {
                 return None;
             }
         };
-        let mut peer = Testpmd { child, socket, log };
+        let mut peer = Testpmd { child, socket, log, client };
         peer.say("start");
         peer.wait_for_socket();
         Some(peer)
@@ -75,8 +84,11 @@ impl Drop for Testpmd {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
-        for path in [&self.socket, &self.log, &self.log.with_extension("err")] {
+        for path in [&self.log, &self.log.with_extension("err")] {
             let _ = fs::remove_file(path);
+        }
+        if !self.client {
+            let _ = fs::remove_file(&self.socket);
         }
     }
 }

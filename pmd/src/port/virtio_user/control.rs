@@ -279,6 +279,11 @@ impl Control {
             )));
         }
         let features = consistent(offered & self.config.features(queues));
+        let size = self.memory.size();
+        if features & v::F_RING_PACKED == 0 && !size.is_power_of_two() {
+            let what = format!("rings of {size} entries must be packed, the back-end has split ones only");
+            return Err(FrontError::Lacks(what));
+        }
         front.set_features(features | offered & F_PROTOCOL_FEATURES)?;
         if protocol & PROTOCOL_F_NET_MTU != 0 {
             front.set_mtu(self.config.mtu.into())?;
@@ -307,10 +312,9 @@ impl Control {
     }
 
     fn send_memory(&self, front: &mut Front) -> Result<(), FrontError> {
-        let region = self.memory.region();
-        let size = region.len;
-        let region_ = MemRegion { guest: region.gpa, size, user: region.user, offset: 0 };
-        front.set_memory(region_, region.map.fd())
+        let of = self.memory.region();
+        let region = MemRegion { guest: of.gpa, size: of.len, user: of.user, offset: 0 };
+        front.set_memory(region, of.map.fd())
     }
 
     /// Opens the two rings of a queue pair and tells the back-end of them.

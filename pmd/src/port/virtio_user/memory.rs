@@ -44,8 +44,10 @@ impl Memory {
         let (size, frame) = (config.queue_size, config.frame());
         let segments = (MAX_FRAME + HDR_LEN).div_ceil(frame) as u16;
         let entries = if config.indirect && segments > 1 { segments.min(MAX_SEGMENTS as u16) } else { 0 };
-        let ring = Areas::at(0, size, 0, entries).end.max(Areas::at(0, size, v::F_RING_PACKED, entries).end);
-        let ring = ring.next_multiple_of(4096);
+        // The larger of the two layouts: which it will be is for the back-end to say.
+        let split = Areas::at(0, size.next_power_of_two(), 0, entries).end;
+        let packed = Areas::at(0, size, v::F_RING_PACKED, entries).end;
+        let ring = split.max(packed).next_multiple_of(4096);
         // A ring of empty frames, a ring of frames to send, a ring of frames on loan, and a batch.
         let frames = (3 * usize::from(size) + CAP).min(MAX_FRAMES);
         let whole = u64::from(queues) * (4 * ring + frames as u64 * u64::from(frame));
