@@ -8,6 +8,8 @@
 mod counters;
 mod handle;
 mod outbox;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

@@ -223,6 +223,10 @@ impl<W: Watcher> Queue for WatchedQueue<W> {
         self.inner.settle(loans);
     }
 
+    fn carries(&self) -> bool {
+        self.inner.carries()
+    }
+
     fn lent(&self) -> u32 {
         self.inner.lent()
     }
