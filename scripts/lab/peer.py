@@ -113,9 +113,14 @@ class Peer:
             check(not wrong, f"{self.name}: queue {q}: {wrong}")
         return total
 
-    def again(self):
-        """Readies the pcap port for another `exchange` of the same frames."""
-        self.pmd.cmd("port start 1")
+    def exchange_often(self, rounds):
+        """`exchange` of the same frames again and again: where more of them under way would be more than fit."""
+        total = 0
+        for n in range(rounds):
+            if n:
+                self.pmd.cmd("port start 1")
+            total += self.exchange()
+        return total
 
     def quit(self):
         """Leaves cleanly and removes the frames' files."""
