@@ -39,10 +39,13 @@ pub(crate) struct App {
     /// As given, and as set since.
     pub(crate) options: Options,
     verbose: u16,
+    /// Starts without listing what is configured.
+    pub(crate) brief: bool,
     lcores: Vec<Lcore>,
-    maker: Maker,
     ports: Vec<Option<Slot>>,
     cores: Vec<Core>,
+    /// After the ports: it serves their sockets.
+    maker: Maker,
     run: Option<Run>,
     /// The last run, for statistics after it.
     last: Option<Run>,
@@ -59,6 +62,7 @@ impl App {
         App {
             options,
             verbose: 0,
+            brief: false,
             lcores,
             maker,
             ports: Vec::new(),
@@ -159,6 +163,11 @@ impl App {
     /// Whether any port is started.
     pub(crate) fn any_started(&self) -> bool {
         self.ports.iter().flatten().any(|slot| slot.started.is_some())
+    }
+
+    /// What buffers are made of.
+    pub(crate) fn backing(&self) -> hugepages::Backing {
+        self.maker.backing()
     }
 
     /// Most forwarding cores.

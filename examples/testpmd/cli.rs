@@ -316,6 +316,11 @@ pub(crate) fn check_txpkts(lengths: &[u16]) -> Result<(), String> {
     Ok(())
 }
 
+/// The options of an empty command line.
+pub(crate) fn defaults() -> Options {
+    Options::parse_from(["testpmd"])
+}
+
 /// What clap says in several lines, in one.
 fn one_line(message: &str) -> String {
     let said = message.split("\n\nUsage:").next().unwrap_or(message);

@@ -1,17 +1,20 @@
 //! testpmd: ports in, ports out, in the words of DPDK's application of that name.
 //!
-//! - `cli`, `vdev`: the command line and the ports it names
+//! - `cli`, `vdev`, `faults`: the command line and the ports it names
 //! - `memory`, `ports`: what they are made of, and how
 //! - `streams`: which queue feeds which, on which core
 //! - `forward`, `headers`: what is done to packets, one mode per file
 //! - `app`: ports and cores while they live; start, stop, show
 //! - `command`, `prompt`, `session`: what is asked of it, and by whom
+//! - `demo`: two guests in this process, when nothing is asked for
 //! - `text`: how it answers, in the form that scripts of DPDK parse
 
 mod app;
 mod cli;
 mod command;
+mod demo;
 mod error;
+mod faults;
 mod forward;
 mod headers;
 mod memory;
@@ -22,7 +25,10 @@ mod streams;
 mod text;
 mod vdev;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
 
 use app::{App, say};
 use cli::{Lcore, Mode, Options, Parsed};
@@ -33,9 +39,6 @@ use session::Session;
 pub(crate) use error::Error;
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -58,7 +61,9 @@ fn run() -> Result<(), Error> {
             *options
         }
     };
-    let (main_core, lcores) = divide(options.lcores.clone().unwrap_or_else(usable), &options)?;
+    log(&options);
+    let cores = options.lcores.clone().unwrap_or_else(usable);
+    let (main_core, lcores) = divide(cores, &options)?;
     let (backing, fallback) = memory::choose(options.no_huge)?;
     if let Some(line) = fallback {
         eprintln!("testpmd: {line}");
@@ -68,13 +73,29 @@ fn run() -> Result<(), Error> {
         core_affinity::set_for_current(core_affinity::CoreId { id: core.cpu });
     }
     let events = Events::new()?;
+    let asked = !options.vdevs.is_empty() || options.interactive || options.cmdline_file.is_some();
+    if !asked {
+        // The guests share a core with the prompt, which is not there, unless there is one to spare.
+        let guests = lcores.get(usize::from(options.nb_cores)).copied().or(main_core);
+        return Session::new(App::new(options, lcores, Maker::new(backing)), events)?.demo(guests);
+    }
     if options.interactive {
         say("Interactive-mode selected\n");
     }
     if options.forward_mode != Mode::Io {
         say(&format!("Set {} packet forwarding mode\n", options.forward_mode.name()));
     }
-    Session::new(App::new(options, lcores, Maker { backing }), events)?.run()
+    Session::new(App::new(options, lcores, Maker::new(backing)), events)?.run()
+}
+
+/// Logs to standard error what `RUST_LOG` asks for: warnings, and the packets of traced ports, unless it
+/// says otherwise.
+fn log(options: &Options) {
+    let traced = options.vdevs.iter().any(|v| v.text("tracer") == Some("1"));
+    let usual = if traced { "warn,pmd::packet=trace" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 }
 
 /// The cores that this process may use.

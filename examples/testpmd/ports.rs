@@ -2,37 +2,71 @@
 
 use hugepages::Backing;
 use pmd::Port;
-use pmd::port::{generator, null, pcap, tap, virtio_user};
+use pmd::port::{fault, generator, null, pcap, tap, tracer, vhost, virtio_user};
+use pmd::vhost::{Server, Socket};
 
 use crate::Error;
 use crate::cli::Options;
+use crate::faults;
 use crate::vdev::Vdev;
 
 /// Makes ports.
 pub(crate) struct Maker {
     /// What their buffers are made of.
-    pub(crate) backing: Backing,
+    backing: Backing,
+    /// Serves the sockets of all vhost ports; started for the first. Outlives the ports it serves.
+    server: Option<Server>,
 }
 
 impl Maker {
+    /// Makes ports whose buffers are in such pages.
+    pub(crate) fn new(backing: Backing) -> Maker {
+        Maker { backing, server: None }
+    }
+
+    /// What buffers are made of.
+    pub(crate) fn backing(&self) -> Backing {
+        self.backing
+    }
+
     /// Makes the port that `vdev` describes, not started.
     ///
     /// # Errors
     /// When the port refuses its keys, or the system refuses what it needs.
-    pub(crate) fn make(&self, vdev: &Vdev, options: &Options) -> Result<Box<dyn Port>, Error> {
+    pub(crate) fn make(&mut self, vdev: &Vdev, options: &Options) -> Result<Box<dyn Port>, Error> {
         let name = vdev.name.as_str();
-        let port: Box<dyn Port> = match vdev.kind {
+        let mut port: Box<dyn Port> = match vdev.kind {
             "null" => Box::new(null::Null::new(name, self.null(vdev))?),
             "generator" => Box::new(generator::Generator::new(name, self.generator(vdev))?),
             "tap" => Box::new(tap::Tap::new(name, self.tap(vdev))?),
             "pcap" => Box::new(pcap::Pcap::new(name, self.pcap(vdev))?),
+            "vhost" => {
+                let server = match self.server.take() {
+                    Some(server) => server,
+                    None => Server::start().map_err(|e| Error::Usage(e.to_string()))?,
+                };
+                let handle = self.server.insert(server).handle();
+                Box::new(vhost::Vhost::new(name, vhost(vdev, options), &handle)?)
+            }
             "virtio_user" => Box::new(virtio_user::VirtioUser::new(name, self.virtio_user(vdev, options))?),
             kind => unreachable!("{kind} is not among vdev::KINDS"),
         };
-        Ok(match vdev.text("record") {
-            Some(path) => Box::new(pcap::Tap::new(port, path.as_ref())?),
-            None => port,
-        })
+        // From the inside out: what goes wrong, what is recorded of it, what is told of it.
+        if let Some(config) = vdev.text("fault").and_then(faults::parse) {
+            port = Box::new(fault::Fault::new(port, fault::Config { backing: self.backing, ..config })?);
+        }
+        if let Some(path) = vdev.text("record") {
+            port = Box::new(pcap::Tap::new(port, path.as_ref())?);
+        }
+        match vdev.text("tracer") {
+            None | Some("0") => {}
+            Some("1") => port = Box::new(tracer::Tracer::new(port, tracer::Config::default())?),
+            Some(path) => {
+                let config = tracer::Config { file: Some(path.into()) };
+                port = Box::new(tracer::Tracer::new(port, config)?);
+            }
+        }
+        Ok(port)
     }
 
     fn null(&self, vdev: &Vdev) -> null::Config {
@@ -79,7 +113,7 @@ impl Maker {
         virtio_user::Config {
             path: vdev.text("path").unwrap_or_default().into(),
             server: vdev.flag("server").unwrap_or(false),
-            queues: queues(vdev).unwrap_or(1),
+            queues: queues(vdev).unwrap_or(options.rxq.max(options.txq)),
             queue_size: vdev.number("queue_size").map_or(ring, |n| n as u16),
             packed: vdev.flag("packed_vq").unwrap_or(default.packed),
             mrg_rxbuf: vdev.flag("mrg_rxbuf").unwrap_or(default.mrg_rxbuf),
@@ -105,6 +139,24 @@ impl Maker {
             backing: self.backing,
             ..tap::Config::default()
         }
+    }
+}
+
+fn vhost(vdev: &Vdev, options: &Options) -> vhost::Config {
+    let path = vdev.text("iface").unwrap_or_default().into();
+    let connects = vdev.flag("client").unwrap_or(false);
+    let default = vhost::Config::new(if connects { Socket::Connect(path) } else { Socket::Listen(path) });
+    vhost::Config {
+        queues: queues(vdev).unwrap_or(options.rxq.max(options.txq)),
+        packed: vdev.flag("packed").unwrap_or(default.packed),
+        in_order: vdev.flag("in_order").unwrap_or(default.in_order),
+        mergeable: vdev.flag("mrg_rxbuf").unwrap_or(default.mergeable),
+        checksum: vdev.flag("csum").unwrap_or(default.checksum),
+        segmentation: vdev.flag("tso").unwrap_or(default.segmentation),
+        mtu: vdev.number("mtu").map(|n| n as u16),
+        mapped: vdev.flag("mapped").unwrap_or(default.mapped),
+        mac: vdev.mac("mac"),
+        ..default
     }
 }
 

@@ -9,8 +9,9 @@ use crossbeam_channel::RecvTimeoutError;
 
 use crate::Error;
 use crate::app::{App, hush, say};
-use crate::cli::{Topology, check_txpkts};
+use crate::cli::{Lcore, Topology, check_txpkts};
 use crate::command::{self, Verb};
+use crate::demo::{Guests, Sockets};
 use crate::prompt::{Event, Events, complain};
 
 /// Files that load files that load files.
@@ -23,6 +24,9 @@ pub(crate) struct Session {
     json: Option<Box<dyn Write>>,
     /// JSON takes the place of text.
     only_json: bool,
+    /// For the demo: where its guests are to connect, and their core.
+    wanted: Option<(Sockets, Option<Lcore>)>,
+    guests: Option<Guests>,
 }
 
 /// Whether to go on.
@@ -53,7 +57,21 @@ impl Session {
                 Some(Box::new(file))
             }
         };
-        Ok(Session { app, events, json, only_json })
+        Ok(Session { app, events, json, only_json, wanted: None, guests: None })
+    }
+
+    /// Runs the demo, with its guests on a core.
+    ///
+    /// # Errors
+    /// When there is no folder for sockets, or as [`Session::run`].
+    pub(crate) fn demo(mut self, core: Option<Lcore>) -> Result<(), Error> {
+        let sockets = Sockets::new()?;
+        self.app.brief = true;
+        let o = &mut self.app.options;
+        o.vdevs = sockets.vdevs()?;
+        o.stats_period = o.stats_period.max(1);
+        self.wanted = Some((sockets, core));
+        self.run()
     }
 
     /// Runs to the end and takes everything apart.
@@ -62,12 +80,20 @@ impl Session {
     /// What ended it, if it was not asked to end.
     pub(crate) fn run(mut self) -> Result<(), Error> {
         let outcome = self.live();
+        if let Some(guests) = &mut self.guests {
+            guests.pause();
+        }
         if self.app.is_forwarding() {
             self.stop();
         }
+        let mut left = Ok(());
+        if let Some(guests) = self.guests.take() {
+            say(&guests.summary());
+            left = guests.close();
+        }
         let closed = self.app.close().map_err(Error::Usage);
         say("\nBye...\n");
-        outcome.and(closed)
+        outcome.and(left).and(closed)
     }
 
     fn live(&mut self) -> Result<(), Error> {
@@ -80,8 +106,17 @@ impl Session {
         }
         let first = u32::from(self.app.options.tx_first);
         if !self.app.options.interactive {
-            say("No commandline core given, start packet forwarding\n");
+            if let Some((sockets, core)) = self.wanted.take() {
+                let guests = Guests::connect(sockets, core, self.app.backing(), &self.app.options)?;
+                say(guests.greeting());
+                self.guests = Some(guests);
+            } else {
+                say("No commandline core given, start packet forwarding\n");
+            }
             self.app.start(first).map_err(Error::Usage)?;
+            if let Some(guests) = &mut self.guests {
+                guests.start()?;
+            }
             return self.watch();
         }
         if self.app.options.auto_start {
@@ -111,7 +146,7 @@ impl Session {
             self.events.await_enter()?;
         }
         let mut next = Instant::now() + period;
-        if !period.is_zero() {
+        if !period.is_zero() && self.guests.is_none() {
             self.show_period();
         }
         loop {
@@ -142,6 +177,9 @@ impl Session {
         self.write_json("period");
         if self.only_json {
             return;
+        }
+        if let Some(guests) = &mut self.guests {
+            return say(&guests.line());
         }
         let text = self.app.period();
         // A terminal is cleared; what reads a pipe wants to read it all.

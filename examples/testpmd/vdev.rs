@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::Error;
+use crate::{Error, faults};
 
 /// What a value of a key may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +15,8 @@ pub(crate) enum Form {
     Number(u64, u64),
     /// `xx:xx:xx:xx:xx:xx`.
     Mac,
+    /// What [`crate::faults`] reads.
+    Faults,
 }
 
 impl fmt::Display for Form {
@@ -24,6 +26,7 @@ impl fmt::Display for Form {
             Form::Flag => write!(f, "0 or 1"),
             Form::Number(low, high) => write!(f, "a number from {low} to {high}"),
             Form::Mac => write!(f, "xx:xx:xx:xx:xx:xx"),
+            Form::Faults => write!(f, "{}", faults::ALLOWED),
         }
     }
 }
@@ -155,9 +158,9 @@ pub(crate) const KINDS: &[Kind] = &[
 
 /// Keys that any port takes: a port around the port.
 pub(crate) const WRAPPERS: &[Key] = &[
-    key("tracer", Form::Flag, "1: log every burst (RUST_LOG=trace)"),
+    key("tracer", Form::Text, "1: a line for every packet on standard error; otherwise the file it goes to"),
     key("record", Form::Text, "capture file for the frames of both directions"),
-    key("fault", Form::Text, "what to do to frames: drop:0.01+corrupt:0.001+..."),
+    key("fault", Form::Faults, "what goes wrong, and how often: drop:0.01+corrupt:0.001+permute:1+..."),
 ];
 
 /// A port to be made.
@@ -244,6 +247,7 @@ fn argument(device: &str, kind: &Kind, arg: &str) -> Result<(&'static str, Strin
         Form::Flag => value == "0" || value == "1",
         Form::Number(low, high) => number(value).is_some_and(|n| (low..=high).contains(&n)),
         Form::Mac => mac(value).is_some(),
+        Form::Faults => faults::parse(value).is_some(),
     };
     if !good {
         return Err(Error::Usage(format!(
@@ -312,7 +316,12 @@ mod tests {
             ("net_null0", "net_null0", "null", ("size", None)),
             ("null1,no-rx", "net_null1", "null", ("no-rx", Some("1"))),
             ("generator0,rate=2M,size=64", "net_generator0", "generator", ("rate", Some("2M"))),
-            ("pcap0,rx_pcap=a,rx_pcap=b,fault=drop:0.1+dup:0.2", "net_pcap0", "pcap", ("rx_pcap", Some("b"))),
+            (
+                "pcap0,rx_pcap=a,rx_pcap=b,fault=drop:0.1+hold:0.2",
+                "net_pcap0",
+                "pcap",
+                ("rx_pcap", Some("b")),
+            ),
         ] {
             let vdev = Vdev::parse(text).unwrap();
             assert_eq!((vdev.name.as_str(), vdev.kind, vdev.text(get.0)), (name, kind, get.1), "{text}");
@@ -342,6 +351,10 @@ mod tests {
             ),
             ("null0,no-rx=yes", "--vdev net_null0: bad value 'yes' of key 'no-rx'; allowed: 0 or 1"),
             ("tap0,mac=1:2:3", "--vdev net_tap0: bad value '1:2:3' of key 'mac'; allowed: xx:xx:xx:xx:xx:xx"),
+            (
+                "null0,fault=drop:2",
+                "--vdev net_null0: bad value 'drop:2' of key 'fault'; allowed: NAME:CHANCE+... of drop, duplicate, corrupt, delay, reorder and hold with a chance from 0 to 1, permute:1, turns:N, seed:N",
+            ),
             ("tap0,iface", "--vdev net_tap0: bad value '1' of key 'iface'; allowed: text"),
         ] {
             assert_eq!(Vdev::parse(text).unwrap_err().to_string(), message);

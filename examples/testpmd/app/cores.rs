@@ -65,7 +65,7 @@ impl App {
                     all => (all / self.lcores.len()).max(1),
                 },
                 frame: o.mbuf_size,
-                backing: self.maker.backing,
+                backing: self.maker.backing(),
                 idle_sleep: o.idle_sleep.then_some(LONGEST_SLEEP),
                 ..Config::default()
             };

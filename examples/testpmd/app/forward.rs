@@ -72,7 +72,9 @@ impl App {
             },
             &shares,
         )?;
-        say(&(self.config_forwarding(&shares) + &self.config_rxtx(&shares)));
+        if !self.brief {
+            say(&(self.config_forwarding(&shares) + &self.config_rxtx(&shares)));
+        }
         if self.options.forward_mode == Mode::Flowgen {
             for port in &ports {
                 say(&format!("  number of flows for port {port}: {}\n", self.options.flowgen_flows));

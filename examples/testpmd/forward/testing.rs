@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use hugepages::{Backing, Buf, Lender, Loan, Map, Offload, PageSize, Pool, Table};
 use pmd::port::Counters;
 use pmd::worker::{Config, QueueId, Worker};
@@ -37,7 +36,7 @@ pub(crate) fn frame(len: usize, seed: u8) -> Vec<u8> {
 
 /// What the command line gives by default, in a mode.
 pub(crate) fn options(mode: Mode) -> Options {
-    Options { forward_mode: mode, ..Options::parse_from(["testpmd"]) }
+    Options { forward_mode: mode, ..crate::cli::defaults() }
 }
 
 /// A batch to be filled by hand.

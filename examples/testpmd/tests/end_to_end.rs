@@ -235,3 +235,91 @@ fn a_signal_ends_it_cleanly() {
         }
     }
 }
+
+/// A folder of this test's own, gone with it.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("testpmd-test-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_guest_gets_all_its_frames_back_from_a_vhost_port() {
+    let folder = Folder::new("vhost");
+    for (keys, client) in [("", 0), ("packed_vq=1", 0), ("mrg_rxbuf=0,in_order=0", 1), ("packed_vq=1", 1)] {
+        let socket = folder.0.join(format!("s{client}"));
+        let (path, server) = (socket.display(), client);
+        let back = format!("--vdev net_vhost0,iface={path},client={client} -i -a --port-topology=loop");
+        let front = format!(
+            "--vdev generator0,count=2000,rate=20000,check=1,size=700 \
+             --vdev net_virtio_user1,path={path},server={server},queue_size=2048,{keys} -i"
+        );
+        let (mut guest, mut vhost);
+        if client == 0 {
+            vhost = Testpmd::start(&back);
+            guest = Testpmd::start(&front);
+        } else {
+            guest = Testpmd::start(&front);
+            vhost = Testpmd::start(&back);
+        }
+        guest.wait("show port info 1", "\nLink status: up\n");
+        vhost.wait("show vhost", " - connected - ");
+        // Queues look for their rings once in a millisecond while nothing is forwarded.
+        std::thread::sleep(Duration::from_millis(200));
+        guest.ask("start");
+        let xstats = guest.wait("show port xstats 0", "\nreturned: 2000\n");
+        for words in ["\nlost: 0\n", "\nduplicated: 0\n", "\ndamaged: 0\n", "\nforeign: 0\n"] {
+            assert!(xstats.contains(words), "{keys}: {xstats}");
+        }
+        assert!(vhost.ask("show port stats 0").contains("  RX-packets: 2000 "));
+        // The guest goes, and the port waits for the next.
+        guest.quit();
+        vhost.wait("show vhost", " - waits for its peer - ");
+        assert!(vhost.ask("stop").contains("TX-dropped: 0 "));
+        assert!(vhost.ask("show rings").contains("P=0/Q=0: lent=0 - held=0\n"));
+        vhost.quit();
+        assert!(!socket.exists(), "the socket is removed");
+    }
+}
+
+#[test]
+fn the_demo_needs_nothing() {
+    let out = run("--duration 1.5");
+    let said = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{said}{}", text(&out.stderr));
+    for words in
+        ["Demo: two guests", " s   guest 0 -> guest 1 ", "  guest 1 -> guest 0: sent ", "Mpps; ring full"]
+    {
+        assert!(said.contains(words), "no '{words}' in {said}");
+    }
+    assert!(!said.contains("received 0, "), "{said}");
+}
+
+#[test]
+fn ports_around_ports_do_what_they_are_asked() {
+    let folder = Folder::new("around");
+    let (record, trace) = (folder.0.join("r.pcap"), folder.0.join("t.txt"));
+    let out = run(&format!(
+        "--vdev generator0,count=100,record={},tracer={} --vdev null1,no-rx=1,fault=drop:1 --duration 1",
+        record.display(),
+        trace.display()
+    ));
+    let said = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{said}{}", text(&out.stderr));
+    assert_eq!(std::fs::metadata(&record).unwrap().len(), 24 + 100 * (16 + 64));
+    assert_eq!(std::fs::read_to_string(&trace).unwrap().lines().count(), 100);
+    let mut t =
+        Testpmd::start(&format!("--vdev pcap0,rx_pcap={} --vdev null1,no-rx=1 -i -a", record.display()));
+    t.wait("show port stats 1", "  TX-packets: 100 ");
+    t.quit();
+}
