@@ -143,9 +143,10 @@ mod imp {
     /// Both ranges of `n` bytes are mapped; any other party may read or write them meanwhile.
     pub(crate) unsafe fn bytes(src: *const u8, dst: *mut u8, n: usize) {
         for i in 0..n {
-            // SAFETY: i < n; the caller's promise.
+            // SAFETY: i < n; the caller's promise. The source may be borrowed to be read only, so no
+            // atomic is made of it.
             unsafe {
-                let byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Ordering::Relaxed);
+                let byte = src.add(i).read_volatile();
                 AtomicU8::from_ptr(dst.add(i)).store(byte, Ordering::Relaxed);
             }
         }

@@ -153,6 +153,8 @@ impl Map {
             .checked_next_multiple_of(page)
             .filter(|&l| l > 0 && l <= isize::MAX as usize)
             .ok_or(MapError::Extent { offset: 0, len: len as u64 })?;
+        #[cfg(miri)]
+        return Map::interpreted(whole, page);
         let huge = match backing.page {
             PageSize::Base => MemfdFlags::empty(),
             PageSize::Huge2M => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
@@ -248,6 +250,21 @@ impl Map {
             )
         };
         if rc == 0 { u32::try_from(node).ok() } else { None }
+    }
+
+    /// Miri knows no memfd and no shared mapping: anonymous memory, which it checks the better.
+    #[cfg(miri)]
+    fn interpreted(len: usize, page: usize) -> Result<Map, MapError> {
+        let file =
+            fs::open("/dev/null", fs::OFlags::RDWR, fs::Mode::empty()).map_err(os("open of /dev/null"))?;
+        let flags = MapFlags::PRIVATE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe {
+            mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags)
+        }
+        .map_err(os("mmap of own memory"))?;
+        let base = NonNull::new(base.cast()).expect("mmap does not return null");
+        Ok(Map { base, len, page, file, sealed: true })
     }
 
     fn bind(&self, node: u32) -> Result<(), Errno> {

@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_between_two_threads_while_the_receiver_comes_and_goes() {
-        let packets = if cfg!(miri) { 300 } else { 200_000 };
+        let packets = if cfg!(miri) { 300 } else { 50_000 };
         let (mut sender, mut receiver) = pair(0);
         let peer = sender.peer();
         let far = std::thread::spawn(move || {
@@ -418,7 +418,9 @@ mod tests {
         let (mut next, mut undelivered) = (0, 0);
         while next < packets {
             fill(&mut pool, &mut batch, &mut next);
-            sender.send(&mut batch);
+            if sender.send(&mut batch).packets == 0 {
+                std::thread::yield_now();
+            }
             undelivered += sender.reap(&mut loans).1;
             claim(&mut pool, &mut loans);
         }
