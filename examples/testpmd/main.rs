@@ -54,7 +54,8 @@ fn run() -> Result<(), Error> {
             print!("{text}");
             return Ok(());
         }
-        Parsed::Run(options, ignored) => {
+        Parsed::Run(options, mut ignored) => {
+            ignored.extend(options.vdevs.iter().flat_map(|v| v.ignored.clone()));
             if !ignored.is_empty() {
                 eprintln!("testpmd: not needed here, ignored: {}", ignored.join(", "));
             }
@@ -116,6 +117,15 @@ fn divide(cores: Vec<Lcore>, options: &Options) -> Result<(Option<Lcore>, Vec<Lc
     if wanted > most {
         return Err(Error::Usage(format!(
             "--nb-cores={wanted}: allowed: 1 to {most}, the cores given less the first, which is the prompt's"
+        )));
+    }
+    let there = usable();
+    if let Some(core) = main.iter().chain(&lcores).find(|c| !there.iter().any(|t| t.cpu == c.cpu)) {
+        let cpus: Vec<String> = there.iter().map(|c| c.cpu.to_string()).collect();
+        return Err(Error::Usage(format!(
+            "--lcores: CPU {} is not one this process may use; allowed: {}",
+            core.cpu,
+            cpus.join(",")
         )));
     }
     Ok((main, lcores))

@@ -1,8 +1,12 @@
 //! Ports as they are given: `KIND<N>,key=value,...`, in the words of DPDK's `--vdev`.
 
+mod kinds;
+
 use std::fmt;
 
 use crate::{Error, faults};
+pub(crate) use kinds::help;
+use kinds::{KINDS, Kind, WRAPPERS};
 
 /// What a value of a key may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,138 +35,6 @@ impl fmt::Display for Form {
     }
 }
 
-/// A key of a kind of port.
-#[derive(Debug)]
-pub(crate) struct Key {
-    /// As it is spelled.
-    pub(crate) name: &'static str,
-    /// What its value may be.
-    pub(crate) form: Form,
-    /// What it does, for `--help`.
-    pub(crate) about: &'static str,
-}
-
-const fn key(name: &'static str, form: Form, about: &'static str) -> Key {
-    Key { name, form, about }
-}
-
-/// A kind of port.
-#[derive(Debug)]
-pub(crate) struct Kind {
-    /// Without the number and without `net_`.
-    pub(crate) name: &'static str,
-    /// What it is, for `--help`.
-    pub(crate) about: &'static str,
-    /// Its own keys.
-    pub(crate) keys: &'static [Key],
-    /// Keys without which it cannot be.
-    pub(crate) required: &'static [&'static str],
-}
-
-const QUEUES: Key = key("queues", Form::Number(1, 128), "queue pairs");
-const MAC: Key = key("mac", Form::Mac, "its MAC address; made from its name unless given");
-
-/// Every kind of port, in the order of `--help`.
-pub(crate) const KINDS: &[Kind] = &[
-    Kind {
-        name: "vhost",
-        about: "a virtual machine or container connects here over vhost-user",
-        keys: &[
-            key("iface", Form::Text, "path of the unix socket"),
-            key("client", Form::Flag, "1: connect to the socket and reconnect; 0: listen on it"),
-            key("queues", Form::Number(1, 128), "queue pairs offered"),
-            key("packed", Form::Flag, "0: do not offer packed rings"),
-            key("in_order", Form::Flag, "0: do not offer in-order completion"),
-            key("mrg_rxbuf", Form::Flag, "0: do not offer mergeable receive buffers"),
-            key("csum", Form::Flag, "0: do not offer checksum offload"),
-            key("tso", Form::Flag, "0: do not offer segmentation offload"),
-            key("mtu", Form::Number(68, 65535), "MTU told to the guest"),
-            key("mapped", Form::Flag, "0: reach ring metadata by the checked path"),
-            MAC,
-        ],
-        required: &["iface"],
-    },
-    Kind {
-        name: "virtio_user",
-        about: "the driver's side of a virtio ring: connects to any vhost-user back-end",
-        keys: &[
-            key("path", Form::Text, "path of the unix socket"),
-            key("server", Form::Flag, "1: listen on the socket; 0: connect to it"),
-            QUEUES,
-            key("queue_size", Form::Number(1, 32768), "descriptors in a ring; 256 unless given"),
-            key("packed_vq", Form::Flag, "1: packed rings"),
-            key("mrg_rxbuf", Form::Flag, "0: no mergeable receive buffers"),
-            key("in_order", Form::Flag, "0: no in-order completion"),
-            key("event_idx", Form::Flag, "1: notifications by event index"),
-            key("indirect", Form::Flag, "0: no indirect descriptors"),
-            key("offloads", Form::Flag, "1: checksum and segmentation offload, both ways"),
-            key("mtu", Form::Number(68, 65513), "largest payload of a frame; 1500 unless given"),
-            MAC,
-        ],
-        required: &["path"],
-    },
-    Kind {
-        name: "tap",
-        about: "a network interface of the host",
-        keys: &[
-            key("iface", Form::Text, "name of the interface; dtap<N> unless given"),
-            key("csum", Form::Flag, "0: the host completes checksums before it sends"),
-            key(
-                "tso",
-                Form::Flag,
-                "1: the host sends TCP packets of up to 64 KiB, for guests that take them",
-            ),
-            key("uso", Form::Flag, "1: the same for UDP"),
-            key("mtu", Form::Number(68, 65535), "MTU of the interface"),
-            QUEUES,
-            MAC,
-        ],
-        required: &[],
-    },
-    Kind {
-        name: "pcap",
-        about: "frames from and to capture files",
-        keys: &[
-            key("rx_pcap", Form::Text, "file to receive the frames of"),
-            key("tx_pcap", Form::Text, "file to write sent frames to"),
-            key("infinite_rx", Form::Flag, "1: read the file again and again"),
-            key("rate", Form::Number(0, 1_000_000_000), "packets per second; 0: as fast as asked"),
-        ],
-        required: &[],
-    },
-    Kind {
-        name: "null",
-        about: "takes everything, gives empty frames",
-        keys: &[
-            key("size", Form::Number(14, 65535), "bytes of a frame"),
-            key("no-rx", Form::Flag, "1: gives nothing"),
-            QUEUES,
-        ],
-        required: &[],
-    },
-    Kind {
-        name: "generator",
-        about: "UDP flows, numbered frame by frame, and a check of what comes back",
-        keys: &[
-            key("flows", Form::Number(1, 1_000_000), "UDP flows"),
-            key("size", Form::Number(60, 65535), "bytes of a frame"),
-            key("imix", Form::Flag, "1: frames of 64, 594 and 1518 bytes, 7:4:1"),
-            key("rate", Form::Number(0, 1_000_000_000), "packets per second; 0: as fast as asked"),
-            key("count", Form::Number(0, u64::MAX), "frames to make in all; 0: no end"),
-            key("check", Form::Flag, "1: verify the frames that come in, count lost and damaged ones"),
-            QUEUES,
-        ],
-        required: &[],
-    },
-];
-
-/// Keys that any port takes: a port around the port.
-pub(crate) const WRAPPERS: &[Key] = &[
-    key("tracer", Form::Text, "1: a line for every packet on standard error; otherwise the file it goes to"),
-    key("record", Form::Text, "capture file for the frames of both directions"),
-    key("fault", Form::Faults, "what goes wrong, and how often: drop:0.01+corrupt:0.001+permute:1+..."),
-];
-
 /// A port to be made.
 #[derive(Clone, Debug)]
 pub(crate) struct Vdev {
@@ -172,6 +44,8 @@ pub(crate) struct Vdev {
     pub(crate) kind: &'static str,
     /// As given, after the name: what `show port info` calls devargs.
     pub(crate) devargs: String,
+    /// What was given that means nothing here.
+    pub(crate) ignored: Vec<String>,
     args: Vec<(&'static str, String)>,
 }
 
@@ -195,8 +69,12 @@ impl Vdev {
             return Err(Error::Usage(format!("--vdev {text}: '{device}' needs a number, as in {stem}0")));
         }
         let name = format!("net_{}{number}", kind.name);
-        let mut args = Vec::new();
+        let (mut args, mut ignored) = (Vec::new(), Vec::new());
         for arg in devargs.split(',').filter(|a| !a.is_empty()) {
+            if kind.meaningless.contains(&arg.split('=').next().unwrap_or_default()) {
+                ignored.push(format!("{arg} of {name}"));
+                continue;
+            }
             args.push(argument(&name, kind, arg)?);
         }
         for required in kind.required {
@@ -204,7 +82,7 @@ impl Vdev {
                 return Err(Error::Usage(format!("--vdev {name}: key '{required}' is required")));
             }
         }
-        Ok(Vdev { name, kind: kind.name, devargs: devargs.into(), args })
+        Ok(Vdev { name, kind: kind.name, devargs: devargs.into(), ignored, args })
     }
 
     /// Values of a key that may be given again and again.
@@ -286,23 +164,6 @@ pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
     parts.next().is_none().then_some(out)
 }
 
-/// The kinds and keys of ports, for `--help`.
-pub(crate) fn help() -> String {
-    let mut out = String::from("Kinds of ports (--vdev KIND<N>,key=value,...; net_KIND<N> is the same):\n");
-    for kind in KINDS {
-        out += &format!("  {}<N>  {}\n", kind.name, kind.about);
-        for key in kind.keys {
-            let needed = if kind.required.contains(&key.name) { " (required)" } else { "" };
-            out += &format!("      {:<12} {}{needed}\n", format!("{}=", key.name), key.about);
-        }
-    }
-    out += "  any port\n";
-    for key in WRAPPERS {
-        out += &format!("      {:<12} {}\n", format!("{}=", key.name), key.about);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,6 +189,8 @@ mod tests {
         }
         let pcap = Vdev::parse("pcap0,rx_pcap=a,rx_pcap=b").unwrap();
         assert!(pcap.texts("rx_pcap").eq(["a", "b"]));
+        let user = Vdev::parse("net_virtio_user0,path=/s,cq=0,vectorized=1").unwrap();
+        assert_eq!(user.ignored, ["cq=0 of net_virtio_user0", "vectorized=1 of net_virtio_user0"]);
         let generator = Vdev::parse("generator0,rate=2M").unwrap();
         assert_eq!(generator.number("rate"), Some(2_000_000));
     }

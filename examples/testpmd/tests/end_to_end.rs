@@ -153,7 +153,7 @@ fn commands_answer_as_dpdks_do() {
 #[test]
 fn queues_spread_over_cores_and_move() {
     let mut t = Testpmd::start(
-        "--lcores 0@0,1@0,2@1 --vdev generator0,count=8000,check=1,flows=8 --vdev generator1,count=8000,check=1 \
+        "--lcores 0@0,1@0,2@0 --vdev generator0,count=8000,check=1,flows=8 --vdev generator1,count=8000,check=1 \
          -- -i --rxq=4 --txq=4 --nb-cores=2 --port-topology=loop",
     );
     for cores in [2, 1, 2] {
@@ -202,6 +202,7 @@ fn mistakes_are_one_line_and_exit_code_1() {
         ("--vdev foo0", "no kind of port 'foo0'"),
         ("--vdev null0 --forward-mode=fast", "[possible values: io, mac"),
         ("--vdev null0 -l 0,1 --nb-cores=2", "testpmd: --nb-cores=2: allowed: 1 to 1"),
+        ("--vdev null0 -l 0@4000", "CPU 4000 is not one this process may use; allowed: 0"),
         ("--vdev pcap0,rx_pcap=/nonexistent.pcap", "/nonexistent.pcap"),
         ("--vdev null0,queues=1 --rxq 2", "can't be greater than max_rxqs (1) of port 0"),
         ("--config /nonexistent.toml", "testpmd: --config /nonexistent.toml: No such file"),

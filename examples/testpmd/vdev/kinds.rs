@@ -1,0 +1,160 @@
+//! Every kind of port and its keys.
+
+use super::Form;
+
+/// A key of a kind of port.
+#[derive(Debug)]
+pub(crate) struct Key {
+    /// As it is spelled.
+    pub(crate) name: &'static str,
+    /// What its value may be.
+    pub(crate) form: Form,
+    /// What it does, for `--help`.
+    pub(crate) about: &'static str,
+}
+
+const fn key(name: &'static str, form: Form, about: &'static str) -> Key {
+    Key { name, form, about }
+}
+
+/// A kind of port.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// Without the number and without `net_`.
+    pub(crate) name: &'static str,
+    /// What it is, for `--help`.
+    pub(crate) about: &'static str,
+    /// Its own keys.
+    pub(crate) keys: &'static [Key],
+    /// Keys without which it cannot be.
+    pub(crate) required: &'static [&'static str],
+    /// Keys of DPDK's port of that name that have nothing to act on here.
+    pub(crate) meaningless: &'static [&'static str],
+}
+
+const QUEUES: Key = key("queues", Form::Number(1, 128), "queue pairs");
+const MAC: Key = key("mac", Form::Mac, "its MAC address; made from its name unless given");
+
+/// Every kind of port, in the order of `--help`.
+pub(crate) const KINDS: &[Kind] = &[
+    Kind {
+        name: "vhost",
+        about: "a virtual machine or container connects here over vhost-user",
+        keys: &[
+            key("iface", Form::Text, "path of the unix socket"),
+            key("client", Form::Flag, "1: connect to the socket and reconnect; 0: listen on it"),
+            key("queues", Form::Number(1, 128), "queue pairs offered"),
+            key("packed", Form::Flag, "0: do not offer packed rings"),
+            key("in_order", Form::Flag, "0: do not offer in-order completion"),
+            key("mrg_rxbuf", Form::Flag, "0: do not offer mergeable receive buffers"),
+            key("csum", Form::Flag, "0: do not offer checksum offload"),
+            key("tso", Form::Flag, "0: do not offer segmentation offload"),
+            key("mtu", Form::Number(68, 65535), "MTU told to the guest"),
+            key("mapped", Form::Flag, "0: reach ring metadata by the checked path"),
+            MAC,
+        ],
+        required: &["iface"],
+        meaningless: &["postcopy-support", "iommu-support", "linear-buffer", "ext-buffer", "legacy-ol-flags"],
+    },
+    Kind {
+        name: "virtio_user",
+        about: "the driver's side of a virtio ring: connects to any vhost-user back-end",
+        keys: &[
+            key("path", Form::Text, "path of the unix socket"),
+            key("server", Form::Flag, "1: listen on the socket; 0: connect to it"),
+            QUEUES,
+            key("queue_size", Form::Number(1, 32768), "descriptors in a ring; 256 unless given"),
+            key("packed_vq", Form::Flag, "1: packed rings"),
+            key("mrg_rxbuf", Form::Flag, "0: no mergeable receive buffers"),
+            key("in_order", Form::Flag, "0: no in-order completion"),
+            key("event_idx", Form::Flag, "1: notifications by event index"),
+            key("indirect", Form::Flag, "0: no indirect descriptors"),
+            key("offloads", Form::Flag, "1: checksum and segmentation offload, both ways"),
+            key("mtu", Form::Number(68, 65513), "largest payload of a frame; 1500 unless given"),
+            MAC,
+        ],
+        required: &["path"],
+        meaningless: &["cq", "speed", "vectorized"],
+    },
+    Kind {
+        name: "tap",
+        about: "a network interface of the host",
+        keys: &[
+            key("iface", Form::Text, "name of the interface; dtap<N> unless given"),
+            key("csum", Form::Flag, "0: the host completes checksums before it sends"),
+            key(
+                "tso",
+                Form::Flag,
+                "1: the host sends TCP packets of up to 64 KiB, for guests that take them",
+            ),
+            key("uso", Form::Flag, "1: the same for UDP"),
+            key("mtu", Form::Number(68, 65535), "MTU of the interface"),
+            QUEUES,
+            MAC,
+        ],
+        required: &[],
+        meaningless: &[],
+    },
+    Kind {
+        name: "pcap",
+        about: "frames from and to capture files",
+        keys: &[
+            key("rx_pcap", Form::Text, "file to receive the frames of"),
+            key("tx_pcap", Form::Text, "file to write sent frames to"),
+            key("infinite_rx", Form::Flag, "1: read the file again and again"),
+            key("rate", Form::Number(0, 1_000_000_000), "packets per second; 0: as fast as asked"),
+        ],
+        required: &[],
+        meaningless: &[],
+    },
+    Kind {
+        name: "null",
+        about: "takes everything, gives empty frames",
+        keys: &[
+            key("size", Form::Number(14, 65535), "bytes of a frame"),
+            key("no-rx", Form::Flag, "1: gives nothing"),
+            QUEUES,
+        ],
+        required: &[],
+        meaningless: &["copy"],
+    },
+    Kind {
+        name: "generator",
+        about: "UDP flows, numbered frame by frame, and a check of what comes back",
+        keys: &[
+            key("flows", Form::Number(1, 1_000_000), "UDP flows"),
+            key("size", Form::Number(60, 65535), "bytes of a frame"),
+            key("imix", Form::Flag, "1: frames of 64, 594 and 1518 bytes, 7:4:1"),
+            key("rate", Form::Number(0, 1_000_000_000), "packets per second; 0: as fast as asked"),
+            key("count", Form::Number(0, u64::MAX), "frames to make in all; 0: no end"),
+            key("check", Form::Flag, "1: verify the frames that come in, count lost and damaged ones"),
+            QUEUES,
+        ],
+        required: &[],
+        meaningless: &[],
+    },
+];
+
+/// Keys that any port takes: a port around the port.
+pub(crate) const WRAPPERS: &[Key] = &[
+    key("tracer", Form::Text, "1: a line for every packet on standard error; otherwise the file it goes to"),
+    key("record", Form::Text, "capture file for the frames of both directions"),
+    key("fault", Form::Faults, "what goes wrong, and how often: drop:0.01+corrupt:0.001+permute:1+..."),
+];
+
+/// The kinds and keys of ports, for `--help`.
+pub(crate) fn help() -> String {
+    let mut out = String::from("Kinds of ports (--vdev KIND<N>,key=value,...; net_KIND<N> is the same):\n");
+    for kind in KINDS {
+        out += &format!("  {}<N>  {}\n", kind.name, kind.about);
+        for key in kind.keys {
+            let needed = if kind.required.contains(&key.name) { " (required)" } else { "" };
+            out += &format!("      {:<12} {}{needed}\n", format!("{}=", key.name), key.about);
+        }
+    }
+    out += "  any port\n";
+    for key in WRAPPERS {
+        out += &format!("      {:<12} {}\n", format!("{}=", key.name), key.about);
+    }
+    out
+}
