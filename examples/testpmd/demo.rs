@@ -22,8 +22,10 @@ use crate::vdev::Vdev;
 
 /// How long the guests may take to connect.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long packets that are on their way may take to arrive.
+/// How long packets that are on their way are waited for at a time,
 const DRAIN: Duration = Duration::from_millis(50);
+/// and how often, while any are missing.
+const DRAINS: u32 = 20;
 /// Descriptors in a ring.
 const RING: u16 = 1024;
 
@@ -154,7 +156,14 @@ impl Guests {
         let stop = Options { forward_mode: Mode::Rxonly, ..crate::cli::defaults() };
         let stage = stage(&stop, Routes::default(), &Arc::new(Checks::default()), 0);
         let _ = self.worker.set_stage(stage).and_then(|()| self.worker.read());
-        std::thread::sleep(DRAIN);
+        for _ in 0..DRAINS {
+            let before = self.stats();
+            std::thread::sleep(DRAIN);
+            let missing = |g: usize| before[g].tx_packets > before[1 - g].rx_packets;
+            if before == self.stats() && !missing(0) && !missing(1) {
+                break;
+            }
+        }
         let _ = self.worker.pause();
     }
 
