@@ -35,14 +35,13 @@ fn ours<L: Layout>(c: &mut Criterion, name: &str, packed: bool) {
     group.bench_function(name, |b| {
         b.iter(|| {
             rig.offer(BURST);
-            while ring.pop(&mut bufs).is_some() {}
-            assert_eq!(bufs.len(), usize::from(BURST));
-            while let Some(buf) = bufs.pop_front() {
-                loans.push(buf.finish(0));
+            while bufs.len() < usize::from(BURST) {
+                if ring.pop_simple(&mut bufs, usize::from(BURST), 1, u64::MAX).0 == 0 {
+                    assert!(ring.pop(&mut bufs).is_some());
+                }
             }
-            while let Some(loan) = loans.pop_front() {
-                ring.settle(loan);
-            }
+            bufs.finish_front(usize::from(BURST), &mut loans);
+            ring.settle_front(&mut loans);
             ring.publish()
         });
     });

@@ -120,6 +120,75 @@ mod imp {
         }
     }
 
+    /// # Safety
+    /// 2 bytes are mapped.
+    #[inline(always)]
+    pub(crate) unsafe fn load2(src: *const u8) -> u16 {
+        let value: u16;
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("movzx {t:e}, word ptr [{s}]", s = in(reg) src, t = out(reg) value,
+                options(nostack, preserves_flags, readonly));
+        }
+        value
+    }
+
+    /// # Safety
+    /// 2 bytes are mapped.
+    #[inline(always)]
+    pub(crate) unsafe fn store2(value: u16, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("mov [{d}], {t:x}", d = in(reg) dst, t = in(reg) value, options(nostack, preserves_flags));
+        }
+    }
+
+    /// # Safety
+    /// 4 bytes are mapped.
+    #[inline(always)]
+    pub(crate) unsafe fn load4(src: *const u8) -> u32 {
+        let value: u32;
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("mov {t:e}, [{s}]", s = in(reg) src, t = out(reg) value,
+                options(nostack, preserves_flags, readonly));
+        }
+        value
+    }
+
+    /// # Safety
+    /// 4 bytes are mapped.
+    #[inline(always)]
+    pub(crate) unsafe fn store4(value: u32, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("mov [{d}], {t:e}", d = in(reg) dst, t = in(reg) value, options(nostack, preserves_flags));
+        }
+    }
+
+    /// # Safety
+    /// 8 bytes are mapped.
+    #[inline(always)]
+    pub(crate) unsafe fn load8(src: *const u8) -> u64 {
+        let value: u64;
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("mov {t:r}, [{s}]", s = in(reg) src, t = out(reg) value,
+                options(nostack, preserves_flags, readonly));
+        }
+        value
+    }
+
+    /// # Safety
+    /// 8 bytes are mapped.
+    #[inline(always)]
+    pub(crate) unsafe fn store8(value: u64, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("mov [{d}], {t:r}", d = in(reg) dst, t = in(reg) value, options(nostack, preserves_flags));
+        }
+    }
+
     /// Brings a line near, to be read. Any address is allowed.
     #[inline(always)]
     pub(crate) fn prefetch(at: *const u8) {
@@ -152,11 +221,97 @@ mod imp {
         }
     }
 
+    /// # Safety
+    /// 2 bytes are mapped.
+    pub(crate) unsafe fn load2(src: *const u8) -> u16 {
+        let mut value = [0; 2];
+        // SAFETY: the caller's promise.
+        unsafe { bytes(src, value.as_mut_ptr(), 2) };
+        u16::from_ne_bytes(value)
+    }
+
+    /// # Safety
+    /// 2 bytes are mapped.
+    pub(crate) unsafe fn store2(value: u16, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { bytes(value.to_ne_bytes().as_ptr(), dst, 2) };
+    }
+
+    /// # Safety
+    /// 4 bytes are mapped.
+    pub(crate) unsafe fn load4(src: *const u8) -> u32 {
+        let mut value = [0; 4];
+        // SAFETY: the caller's promise.
+        unsafe { bytes(src, value.as_mut_ptr(), 4) };
+        u32::from_ne_bytes(value)
+    }
+
+    /// # Safety
+    /// 4 bytes are mapped.
+    pub(crate) unsafe fn store4(value: u32, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { bytes(value.to_ne_bytes().as_ptr(), dst, 4) };
+    }
+
+    /// # Safety
+    /// 8 bytes are mapped.
+    pub(crate) unsafe fn load8(src: *const u8) -> u64 {
+        let mut value = [0; 8];
+        // SAFETY: the caller's promise.
+        unsafe { bytes(src, value.as_mut_ptr(), 8) };
+        u64::from_ne_bytes(value)
+    }
+
+    /// # Safety
+    /// 8 bytes are mapped.
+    pub(crate) unsafe fn store8(value: u64, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { bytes(value.to_ne_bytes().as_ptr(), dst, 8) };
+    }
+
     pub(crate) fn prefetch(_: *const u8) {}
     pub(crate) fn prefetch_write(_: *const u8) {}
 }
 
 pub(crate) use imp::{bytes, prefetch, prefetch_write};
+
+/// A value at any alignment; words of up to 8 bytes by one instruction.
+///
+/// # Safety
+/// All of it is mapped, and any bytes are a valid `T`; any other party may write them meanwhile.
+#[inline(always)]
+pub(crate) unsafe fn load<T>(at: *const T) -> T {
+    // SAFETY: the caller's promise; `transmute_copy` is between types of one size.
+    unsafe {
+        match size_of::<T>() {
+            2 => std::mem::transmute_copy(&imp::load2(at.cast())),
+            4 => std::mem::transmute_copy(&imp::load4(at.cast())),
+            8 => std::mem::transmute_copy(&imp::load8(at.cast())),
+            n => {
+                let mut value = std::mem::MaybeUninit::<T>::uninit();
+                bytes(at.cast(), value.as_mut_ptr().cast(), n);
+                value.assume_init()
+            }
+        }
+    }
+}
+
+/// Stores a value at any alignment; words of up to 8 bytes by one instruction.
+///
+/// # Safety
+/// All of it is mapped, and `T` has no padding; any other party may read or write it meanwhile.
+#[inline(always)]
+pub(crate) unsafe fn store<T>(value: T, at: *mut T) {
+    // SAFETY: the caller's promise; `transmute_copy` is between types of one size.
+    unsafe {
+        match size_of::<T>() {
+            2 => imp::store2(std::mem::transmute_copy(&value), at.cast()),
+            4 => imp::store4(std::mem::transmute_copy(&value), at.cast()),
+            8 => imp::store8(std::mem::transmute_copy(&value), at.cast()),
+            n => bytes((&raw const value).cast(), at.cast(), n),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

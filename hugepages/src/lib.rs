@@ -20,7 +20,9 @@ pub mod buf;
 pub mod io;
 pub mod pool;
 pub mod private;
+pub mod batch;
 
+pub use batch::Batch;
 pub use buf::{Buf, Lender, Loan, Offload, Pod};
 pub use map::{Backing, Map, MapError, PageSize};
 pub use pool::Pool;

@@ -124,7 +124,9 @@ impl<T: Word> Window<T> {
 
     #[inline(always)]
     fn word(&self, i: usize) -> *mut T {
-        assert!(i < self.n, "word {i} of a window of {}", self.n);
+        if i >= self.n {
+            outside(i, self.n);
+        }
         // SAFETY: i < n.
         unsafe { self.at.as_ptr().add(i) }
     }
@@ -183,7 +185,9 @@ impl<T: Word> CheckedWindow<T> {
     }
 
     fn address(&self, i: usize) -> GuestAddress {
-        assert!(i < self.n, "word {i} of a window of {}", self.n);
+        if i >= self.n {
+            outside(i, self.n);
+        }
         GuestAddress(self.gpa + (i * size_of::<T>()) as u64)
     }
 
@@ -211,6 +215,13 @@ impl<T: Word> Words<T> for CheckedWindow<T> {
     fn release(&self, i: usize, value: T) {
         self.store(i, value, Ordering::Release);
     }
+}
+
+/// Takes its numbers by value, so that the caller need not keep them in memory.
+#[cold]
+#[inline(never)]
+fn outside(i: usize, n: usize) -> ! {
+    panic!("word {i} of a window of {n}");
 }
 
 /// The table as `vm-memory` sees it, over our mappings, which it does not own.

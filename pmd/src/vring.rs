@@ -109,6 +109,8 @@ pub struct Chain {
 
 /// One of the two ring layouts, from the device's side.
 pub trait Layout: Sized + Send {
+    /// A place on the way through a run of simple chains: kept in registers.
+    type Run;
     /// Opens a ring over `table`.
     ///
     /// # Errors
@@ -119,6 +121,16 @@ pub trait Layout: Sized + Send {
     /// # Errors
     /// The driver's fault. Buffers lent before it was found are at the back of `out`.
     fn pop(&mut self, mem: &Lender, rules: Rules, out: &mut Batch<Buf>) -> Result<Option<Chain>, Fault>;
+    /// Where the next chains are, of which at most `most` are looked at.
+    fn run(&self, most: usize) -> Self::Run;
+    /// Address, length and id of the chain at `run`, if it is what nearly all are: one descriptor with
+    /// just the flags `flags`. `None` at the end of the run and at anything else, which is for
+    /// [`Layout::pop`].
+    fn look(&self, run: &Self::Run, flags: u16) -> Option<(u64, u32, u16)>;
+    /// Goes on to the next chain.
+    fn step(&self, run: &mut Self::Run);
+    /// Pops all chains before `run`; how many.
+    fn take(&mut self, run: Self::Run) -> usize;
     /// Puts the chain that was popped last back: `descs` as it said.
     fn unpop(&mut self, descs: u16);
     /// Stages a used element; the driver cannot see it yet.
@@ -162,6 +174,8 @@ pub struct Vring<L> {
     staged: u64,
     published: u64,
     fault: Option<Fault>,
+    /// Neither a fault nor an order to keep: what is complete is staged at once.
+    plain: bool,
 }
 
 impl<L: Layout> Vring<L> {
@@ -177,6 +191,7 @@ impl<L: Layout> Vring<L> {
             first: 0,
             count: 0,
         });
+        let plain = order.is_none();
         let rules = Rules { way: ring.way, indirect: ring.has(v::F_INDIRECT_DESC), size: ring.size };
         Ok(Vring {
             layout: L::open(ring, table)?,
@@ -187,6 +202,7 @@ impl<L: Layout> Vring<L> {
             staged: 0,
             published: 0,
             fault: None,
+            plain,
         })
     }
 
@@ -213,10 +229,71 @@ impl<L: Layout> Vring<L> {
         slot.left = (out.len() - before) as u16;
         slot.descs = chain.descs;
         slot.written = 0;
-        if slot.left == 1 && !chain.overflow && self.order.is_none() {
+        if slot.left == 1 && !chain.overflow && self.plain {
             return Some(chain);
         }
         self.popped_rarely(chain, out, before)
+    }
+
+    /// Lends up to `most` chains of one buffer each, of at least `least` bytes (1 at the least), to the back of `out`, as
+    /// long as they have fewer than `weight` bytes together: how many, and their bytes. Stops at any
+    /// other chain, and at the first that the driver made available after the last look: both are for
+    /// [`Vring::pop`].
+    #[inline(always)]
+    pub fn pop_simple(&mut self, out: &mut Batch<Buf>, most: usize, least: u32, weight: u64) -> (usize, u64) {
+        let flags = match self.rules.way {
+            Way::FromDriver => 0,
+            Way::ToDriver => v::DESC_F_WRITE,
+            Way::Both => return (0, 0),
+        };
+        if !self.plain {
+            return (0, 0);
+        }
+        let most = most.min(out.room());
+        let mut bytes = 0u64;
+        let mut run = self.layout.run(most);
+        while let Some((addr, len, id)) = self.layout.look(&run, flags) {
+            let Some(slot) = self.slots.get_mut(usize::from(id)) else { break };
+            if slot.left != 0 || slot.staged > self.published || len < least || bytes >= weight {
+                break;
+            }
+            let lent = if flags == 0 {
+                self.lender.lend(addr, len, id)
+            } else {
+                self.lender.lend_writable(addr, len, id)
+            };
+            let Ok(buf) = lent else { break };
+            if flags == 0 {
+                buf.prefetch();
+            } else {
+                buf.prefetch_write();
+            }
+            out.push(buf);
+            (slot.left, slot.descs, slot.written) = (1, 1, 0);
+            bytes += u64::from(len);
+            self.layout.step(&mut run);
+        }
+        let n = self.layout.take(run);
+        (n, bytes)
+    }
+
+    /// Finishes the first `n` buffers of `stash`, each a whole chain as [`Vring::pop_simple`] gave it; as
+    /// many bytes as each has are said to be written.
+    #[inline(always)]
+    pub fn finish_simple(&mut self, stash: &mut Batch<Buf>, n: usize) {
+        for _ in 0..n {
+            let Some(buf) = stash.pop_front() else { break };
+            let written = buf.len();
+            self.settle(buf.finish(written));
+        }
+    }
+
+    /// Takes its own receipts from the front of `loans`, up to the first that is another's.
+    #[inline(always)]
+    pub fn settle_front(&mut self, loans: &mut Batch<Loan>) {
+        while loans.front().is_some_and(|loan| loan.owner() == self.lender.owner()) {
+            self.settle(loans.pop_front().expect("not empty"));
+        }
     }
 
     /// Takes a receipt of its own. The chain whose last buffer it is becomes a staged used element.
@@ -228,10 +305,16 @@ impl<L: Layout> Vring<L> {
         let (id, written) = self.lender.settle(loan);
         let slot = &mut self.slots[usize::from(id)];
         slot.left -= 1;
-        slot.written = slot.written.saturating_add(written);
-        if slot.left == 0 {
-            self.complete(id);
+        slot.written = slot.written.wrapping_add(written);
+        if slot.left > 0 {
+            return;
         }
+        if !self.plain {
+            return self.complete(id);
+        }
+        self.staged += 1;
+        slot.staged = self.staged;
+        self.layout.push(id, slot.descs, slot.written);
     }
 
     /// Makes what was staged visible, once; `true`: the driver wants to be called.
@@ -296,6 +379,7 @@ impl<L: Layout> Vring<L> {
     #[cold]
     fn retire(&mut self, fault: Fault, out: &mut Batch<Buf>, keep: usize) -> Option<Chain> {
         self.fault = Some(fault);
+        self.plain = false;
         self.take_back(out, keep);
         None
     }
@@ -333,15 +417,10 @@ impl<L: Layout> Vring<L> {
         Some(chain)
     }
 
-    #[inline(always)]
     fn complete(&mut self, id: u16) {
-        if self.order.is_some() {
-            return self.complete_in_order(id);
-        }
-        self.stage(id);
+        if self.order.is_some() { self.complete_in_order(id) } else { self.stage(id) }
     }
 
-    #[inline(always)]
     fn stage(&mut self, id: u16) {
         if self.fault.is_some() {
             return;

@@ -32,6 +32,7 @@ use crate::vhost::{Handle, Offer, PortId, ServerError, Socket};
 use control::Control;
 use door::Door;
 use queue::VhostQueue;
+pub use queue::local;
 
 /// MTU in the configuration space when none is set.
 const DEFAULT_MTU: u16 = 1500;

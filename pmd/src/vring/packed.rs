@@ -141,7 +141,16 @@ fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16, descs: u16) ->
     walk.end(descs)
 }
 
+/// A place on the way through simple chains: how many are behind, and how many may be.
+pub struct Run {
+    at: Position,
+    taken: u16,
+    most: u16,
+}
+
 impl<A: Access> Layout for Packed<A> {
+    type Run = Run;
+
     fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
         assert!(ring.size > 0 && ring.size <= v::MAX_RING, "the session checks the size");
         // §2.8: alignment 16, 4, 4.
@@ -196,6 +205,40 @@ impl<A: Access> Layout for Packed<A> {
         self.out += chain.descs;
         self.next.forward(chain.descs, self.size);
         Ok(Some(chain))
+    }
+
+    #[inline(always)]
+    fn run(&self, most: usize) -> Run {
+        let most = most.min(usize::from(self.size - self.out - self.staged)) as u16;
+        Run { at: self.next, taken: 0, most }
+    }
+
+    #[inline(always)]
+    fn look(&self, run: &Run, flags: u16) -> Option<(u64, u32, u16)> {
+        const LOOK: u16 =
+            v::DESC_F_NEXT | v::DESC_F_WRITE | v::DESC_F_INDIRECT | v::DESC_F_AVAIL | v::DESC_F_USED;
+        if run.taken == run.most {
+            return None;
+        }
+        let at = usize::from(run.at.at) * 2;
+        // Pairs with the driver's release of the flags.
+        let rest = self.desc.acquire(at + 1);
+        let (addr, len, id, what) = fields((self.desc.get(at), rest));
+        let want = flags | if run.at.wrap { v::DESC_F_AVAIL } else { v::DESC_F_USED };
+        if what & LOOK == want { Some((addr, len, id)) } else { None }
+    }
+
+    #[inline(always)]
+    fn step(&self, run: &mut Run) {
+        run.at.forward(1, self.size);
+        run.taken += 1;
+    }
+
+    #[inline(always)]
+    fn take(&mut self, run: Run) -> usize {
+        self.next = run.at;
+        self.out += run.taken;
+        usize::from(run.taken)
     }
 
     fn unpop(&mut self, descs: u16) {

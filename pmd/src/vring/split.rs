@@ -106,6 +106,9 @@ fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16) -> Result<Chai
 }
 
 impl<A: Access> Layout for Split<A> {
+    /// Index of the next chain, and of the first that is not to be looked at.
+    type Run = (u16, u16);
+
     fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
         let n = usize::from(ring.size);
         assert!(ring.size.is_power_of_two() && ring.size <= v::MAX_RING, "the session checks the size");
@@ -152,6 +155,35 @@ impl<A: Access> Layout for Split<A> {
         };
         self.next = self.next.wrapping_add(1);
         Ok(Some(chain))
+    }
+
+    #[inline(always)]
+    fn run(&self, most: usize) -> (u16, u16) {
+        let seen = usize::from(self.seen.wrapping_sub(self.next));
+        (self.next, self.next.wrapping_add(seen.min(most) as u16))
+    }
+
+    #[inline(always)]
+    fn look(&self, &(next, end): &(u16, u16), flags: u16) -> Option<(u64, u32, u16)> {
+        if next == end {
+            return None;
+        }
+        let head = self.avail.get(RING + usize::from(next & (self.size - 1)));
+        if head >= self.size {
+            return None;
+        }
+        let (addr, len, what, _) = fields(self.descriptor(head));
+        if what == flags { Some((addr, len, head)) } else { None }
+    }
+
+    #[inline(always)]
+    fn step(&self, run: &mut (u16, u16)) {
+        run.0 = run.0.wrapping_add(1);
+    }
+
+    #[inline(always)]
+    fn take(&mut self, (next, _): (u16, u16)) -> usize {
+        usize::from(next.wrapping_sub(std::mem::replace(&mut self.next, next)))
     }
 
     fn unpop(&mut self, _descs: u16) {

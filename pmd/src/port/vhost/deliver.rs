@@ -26,27 +26,13 @@ impl<L: Layout> Deliver<'_, L> {
     /// those that can never be delivered.
     #[inline(always)]
     pub(super) fn burst(&mut self, batch: &mut Batch<Buf>, counters: &Counters) -> usize {
-        let hdr = self.wire.hdr;
         let (mut packets, mut bytes, mut errors) = (0, 0u64, 0);
         self.fetch(batch.len());
-        while let Some(packet) = batch.front() {
-            if self.done.room() == 0 {
-                break;
-            }
-            let simple = self.stash.front().is_some_and(|room| {
-                let fits = room.len() >= hdr && room.len() - hdr >= packet.len();
-                fits && !packet.more() && !room.more() && !packet.is_empty()
-            });
-            if simple && self.wire.takes(&packet.offload) {
-                let packet = batch.pop_front().expect("not empty");
-                let mut room = self.stash.pop_front().expect("not empty");
-                self.header(&mut room, packet.offload);
-                let len = packet.len();
-                packet.copy_part(0, &mut room, hdr, len);
-                self.ring.settle(room.finish(hdr + len));
-                self.done.push(packet.finish(0));
-                packets += 1;
-                bytes += u64::from(len);
+        while !batch.is_empty() && self.done.room() > 0 {
+            let (n, sum) = self.simple(batch);
+            packets += n;
+            bytes += sum;
+            if n > 0 {
                 continue;
             }
             match self.packet(batch) {
@@ -64,29 +50,50 @@ impl<L: Layout> Deliver<'_, L> {
         packets + errors
     }
 
+    /// Delivers packets of one buffer into chains of one buffer, as long as they follow each other and
+    /// ask for nothing that the guest does not take: how many, and their bytes.
+    #[inline(always)]
+    fn simple(&mut self, batch: &mut Batch<Buf>) -> (usize, u64) {
+        let hdr = self.wire.hdr;
+        let mut bytes = 0u64;
+        let mut n = 0;
+        let most = batch.len().min(self.stash.len()).min(self.done.room());
+        for (packet, room) in batch.iter().zip(self.stash.iter_mut()).take(most) {
+            let len = packet.len();
+            let fits = room.len() >= hdr && room.len() - hdr >= len && len > 0;
+            if !fits || packet.more() || room.more() || !self.wire.takes(&packet.offload) {
+                break;
+            }
+            let [low, high] = Header { offload: packet.offload, num_buffers: 1 }.words();
+            let whole = if hdr == net::HDR_LEN {
+                room.poke(0, low) && room.poke(8, high as u32)
+            } else {
+                room.poke(0, low) && room.poke(8, high as u16)
+            };
+            debug_assert!(whole, "looked for room above");
+            packet.copy_part(0, room, hdr, len);
+            bytes += u64::from(len);
+            n += 1;
+        }
+        for _ in 0..n {
+            let (packet, room) =
+                (batch.pop_front().expect("counted"), self.stash.pop_front().expect("counted"));
+            self.ring.settle(room.finish(hdr + packet.len()));
+            self.done.push(packet.finish(0));
+        }
+        (n, bytes)
+    }
+
     /// Pops empty chains until `want` buffers are in the stash, or there are no more.
     #[inline(always)]
     fn fetch(&mut self, want: usize) {
         let want = want.min(CAP);
         while self.stash.len() < want {
-            let at = self.stash.len();
-            if self.ring.pop(self.stash).is_none() {
+            let (n, _) = self.ring.pop_simple(self.stash, want - self.stash.len(), 1, u64::MAX);
+            if n == 0 && self.ring.pop(self.stash).is_none() {
                 break;
             }
-            if let Some(room) = self.stash.get(at) {
-                room.prefetch_write();
-            }
         }
-    }
-
-    #[inline(always)]
-    fn header(&self, room: &mut Buf, offload: Offload) {
-        let whole = if self.wire.hdr == net::HDR_LEN {
-            room.poke(0, Header { offload, num_buffers: 1 })
-        } else {
-            room.poke(0, offload)
-        };
-        debug_assert!(whole, "the caller looked for room");
     }
 
     /// Any packet into any chains; what the guest did not negotiate is completed on the way.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hugepages::{Buf, Loan};
 
 use super::deliver::Deliver;
-use super::door::{Inside, Side};
+use super::door::{Door, Inside, Side};
 use super::receive::receive;
 use super::wire::Wire;
 use crate::batch::Batch;
@@ -78,6 +78,27 @@ pub(super) struct VhostQueue {
     leaving: [bool; 2],
     door: Inside,
     counters: Arc<Counters>,
+}
+
+/// A queue over rings of this process, without a socket, for tests and measurements; the driver's side
+/// is the caller's. The rings are taken in at the first `reap`.
+///
+/// # Errors
+/// When no event descriptor can be had.
+pub fn local(
+    name: &str,
+    features: u64,
+    from_guest: Option<AnyVring>,
+    to_guest: Option<AnyVring>,
+) -> std::io::Result<Box<dyn Queue>> {
+    let (door, inside) = Door::new()?;
+    for (side, ring) in [(Side::FromGuest, from_guest), (Side::ToGuest, to_guest)] {
+        if let Some(ring) = ring {
+            let wire = Wire::of(features);
+            door.give(side, Ring { ring, wire, kick: None, call: None, err: None, name: name.into() });
+        }
+    }
+    Ok(Box::new(VhostQueue::new(inside, Arc::default())))
 }
 
 impl VhostQueue {
@@ -205,10 +226,7 @@ impl Queue for VhostQueue {
     fn settle(&mut self, loans: &mut Batch<Loan>) {
         let Some(ring) = &mut self.from_guest else { return };
         let call = with_ring!(&mut ring.ring, vring => {
-            let owner = vring.owner();
-            while loans.front().is_some_and(|loan| loan.owner() == owner) {
-                vring.settle(loans.pop_front().expect("not empty"));
-            }
+            vring.settle_front(loans);
             vring.publish()
         });
         if call {

@@ -13,6 +13,20 @@ pub(super) struct Header {
     pub(super) num_buffers: u16,
 }
 
+impl Header {
+    /// The header as two words, of which the second has four bytes.
+    #[inline(always)]
+    pub(super) fn words(self) -> [u64; 2] {
+        let o = self.offload;
+        let low = u64::from(o.flags)
+            | u64::from(o.gso_type) << 8
+            | u64::from(o.hdr_len) << 16
+            | u64::from(o.gso_size) << 32
+            | u64::from(o.csum_start) << 48;
+        [low, u64::from(o.csum_offset) | u64::from(self.num_buffers) << 16]
+    }
+}
+
 /// How frames are wrapped on a ring, by its negotiated features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wire {
