@@ -95,7 +95,7 @@ pub fn local(
     for (side, ring) in [(Side::FromGuest, from_guest), (Side::ToGuest, to_guest)] {
         if let Some(ring) = ring {
             let wire = Wire::of(features);
-            door.give(side, Ring { ring, wire, kick: None, call: None, err: None, name: name.into() });
+            door.give(side, Ring { ring, wire, events: Events::default(), name: name.into() });
         }
     }
     Ok(Box::new(VhostQueue::new(inside, Arc::default())))
