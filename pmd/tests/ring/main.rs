@@ -1,0 +1,12 @@
+//! The device's side of rings from outside: against the specification, against another device, and
+//! against drivers that break every rule.
+//!
+//! - `rig`: the ring under test in its four forms, and a plain driver
+//! - `model`: what a ring owes a driver that keeps the rules
+//! - `differential`: the same as the `virtio-queue` crate does
+//! - `hostile`: drivers that do not keep the rules
+
+mod differential;
+mod hostile;
+mod model;
+mod rig;
