@@ -151,9 +151,12 @@ struct Slot {
     left: u16,
     descs: u16,
     written: u32,
-    /// Value of `Vring::staged` when it was last completed.
+    /// Value of `Vring::staged` when it was last completed; [`FLYING`] from `pop` until then.
     staged: u64,
 }
+
+/// Later than anything published.
+const FLYING: u64 = u64::MAX;
 
 /// `IN_ORDER`: chains that are complete wait here until those popped before them are, too.
 struct Order {
@@ -223,9 +226,11 @@ impl<L: Layout> Vring<L> {
             Err(fault) => return self.retire(fault, out, before),
         };
         let slot = &mut self.slots[usize::from(chain.id)];
-        if slot.left != 0 || slot.staged > self.published {
+        // Its buffers may all be home: with IN_ORDER it may still wait for its turn.
+        if slot.staged > self.published {
             return self.retire(Fault::Duplicate(chain.id), out, before);
         }
+        slot.staged = FLYING;
         slot.left = (out.len() - before) as u16;
         slot.descs = chain.descs;
         slot.written = 0;
@@ -335,6 +340,7 @@ impl<L: Layout> Vring<L> {
             let slot = &mut self.slots[usize::from(id)];
             slot.left -= 1;
             if slot.left == 0 {
+                slot.staged = 0;
                 self.layout.unpop(slot.descs);
                 if let Some(order) = &mut self.order {
                     order.count -= 1;
@@ -397,6 +403,7 @@ impl<L: Layout> Vring<L> {
             self.slots[usize::from(chain.id)].left = 0;
             if before > 0 {
                 // Next turn's batch may hold it.
+                self.slots[usize::from(chain.id)].staged = 0;
                 self.layout.unpop(chain.descs);
                 return None;
             }
