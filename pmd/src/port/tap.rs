@@ -38,7 +38,8 @@ pub struct Config {
     /// Received packets may leave their checksum to the receiver.
     pub checksum: bool,
     /// Received TCP packets may be up to 64 KiB long, to be segmented by the receiver; needs
-    /// `checksum`.
+    /// `checksum`. For far ports that take or segment them ([`Caps::segmentation`]; a vhost port always
+    /// does): others drop what is larger than a frame.
     pub segmentation: bool,
     /// The same for UDP, if the kernel can.
     pub udp_segmentation: bool,
@@ -55,8 +56,8 @@ impl Default for Config {
             mac: None,
             mtu: None,
             checksum: true,
-            segmentation: true,
-            udp_segmentation: true,
+            segmentation: false,
+            udp_segmentation: false,
             frames: 1024,
             backing: Backing::default(),
         }
