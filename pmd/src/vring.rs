@@ -259,7 +259,7 @@ impl<L: Layout> Vring<L> {
         let mut run = self.layout.run(most);
         while let Some((addr, len, id)) = self.layout.look(&run, flags) {
             let Some(slot) = self.slots.get_mut(usize::from(id)) else { break };
-            if slot.left != 0 || slot.staged > self.published || len < least || bytes >= weight {
+            if slot.staged > self.published || len < least || bytes >= weight {
                 break;
             }
             let lent = if flags == 0 {
@@ -274,7 +274,7 @@ impl<L: Layout> Vring<L> {
                 buf.prefetch_write();
             }
             out.push(buf);
-            (slot.left, slot.descs, slot.written) = (1, 1, 0);
+            (slot.left, slot.descs, slot.written, slot.staged) = (1, 1, 0, FLYING);
             bytes += u64::from(len);
             self.layout.step(&mut run);
         }

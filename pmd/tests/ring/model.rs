@@ -16,7 +16,7 @@ use proptest::prelude::*;
 enum Act {
     Offer { chain: Vec<(u32, u32, bool)>, indirect: bool, pick: u16 },
     GuestPublishes,
-    DevicePops { burst: u8, room: u8 },
+    DevicePops { burst: u8, room: u8, run: bool },
     DeviceReturns(u8),
     Finish { which: u8, written: u32 },
     DevicePublishes,
@@ -32,7 +32,8 @@ fn act() -> impl Strategy<Value = Act> {
         6 => (chain, any::<bool>(), any::<u16>())
             .prop_map(|(chain, indirect, pick)| Act::Offer { chain, indirect, pick }),
         4 => Just(Act::GuestPublishes),
-        4 => (1u8..9, 0u8..20).prop_map(|(burst, room)| Act::DevicePops { burst, room }),
+        4 => (1u8..9, 0u8..20, any::<bool>())
+            .prop_map(|(burst, room, run)| Act::DevicePops { burst, room, run }),
         1 => (0u8..5).prop_map(Act::DeviceReturns),
         8 => (any::<u8>(), 0u32..3000).prop_map(|(which, written)| Act::Finish { which, written }),
         4 => Just(Act::DevicePublishes),
@@ -108,8 +109,22 @@ fn play(form: Form, size: u16, features: u64, way: Way, acts: &[Act]) {
                 kick_promised &= !kick && offered.is_empty();
                 visible.append(&mut offered);
             }
-            Act::DevicePops { burst, room } => {
+            Act::DevicePops { burst, room, run } => {
                 let mut batch = Batch::default();
+                if *run {
+                    let n = rig.pop_simple(&mut batch, (*burst).into());
+                    assert_eq!(batch.len(), n);
+                    for i in 0..n {
+                        if visible.is_empty() && form.packed {
+                            visible.extend(offered.pop_front());
+                        }
+                        let sent = visible.pop_front().expect("nothing is lent that was not offered");
+                        let buf = batch.get(i).unwrap();
+                        assert_eq!((buf.id(), vec![rig.segment(buf)]), (sent.id, sent.chain.clone()));
+                        popped.push(sent.id);
+                        flying.push_back(sent);
+                    }
+                }
                 for _ in 0..*burst {
                     // A batch that is nearly full takes a chain whole or not at all.
                     let before = batch.len();

@@ -69,6 +69,11 @@ impl Rig {
         with_ring!(&mut self.ring, ring => ring.pop(out))
     }
 
+    /// Pops as ports do: runs of simple chains in one go. Their buffers, and how many chains.
+    pub(crate) fn pop_simple(&mut self, out: &mut Batch<Buf>, most: usize) -> usize {
+        with_ring!(&mut self.ring, ring => ring.pop_simple(out, most, 1, u64::MAX)).0
+    }
+
     /// What a buffer on loan covers, in guest addresses.
     pub(crate) fn segment(&self, buf: &Buf) -> Segment {
         Segment { addr: buf.iova() - self.origin, len: buf.len(), write: buf.writable() }
