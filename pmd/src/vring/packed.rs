@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use hugepages::{Buf, Lender, OutOfRange, Table, Words};
 
 use super::access::Access;
-use super::{Chain, Fault, Layout, RingLayout, Rules, Walk, notify};
+use super::{Chain, Fault, Layout, RingLayout, Rules, Walk, Way, notify};
 use crate::batch::Batch;
 use crate::spec::virtio as v;
 
@@ -132,9 +132,15 @@ impl<A: Access> Packed<A> {
 /// §2.8.7: the entries of the table are the chain, in order; only `WRITE` means anything in them.
 fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16, descs: u16) -> Result<Chain, Fault> {
     for i in 0..walk.indirect_entries(len, flags)? {
-        let (addr, len, _, flags) = fields(walk.indirect_entry(table, i)?);
+        let (addr, len, _, mut flags) = fields(walk.indirect_entry(table, i)?);
         if flags & v::DESC_F_INDIRECT != 0 {
             return Err(Fault::Indirect);
+        }
+        if walk.rules.way == Way::FromDriver {
+            // DPDK 22.11's driver leaves WRITE set, as vring_desc_init_indirect_packed made it, on the
+            // entry of the net header and on the one whose number is the chain's place in the ring.
+            // What comes from a driver is only ever read, so there is nothing to protect.
+            flags &= !v::DESC_F_WRITE;
         }
         walk.add(addr, len, flags)?;
     }
@@ -293,5 +299,45 @@ impl<A: Access> Layout for Packed<A> {
 
     fn base(&self) -> u32 {
         u32::from(self.next.bits()) | u32::from(self.used.bits()) << 16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hugepages::{Backing, Map, PageSize};
+
+    use super::*;
+    use crate::vring::driver::{Areas, Desc, Raw};
+    use crate::vring::{Mapped, Vring};
+
+    /// Pops one chain whose indirect table has these flags.
+    fn pop_indirect(way: Way, flags: [u16; 2]) -> Result<u32, Option<Fault>> {
+        let areas = Areas::at(0, 4, v::F_VERSION_1 | v::F_RING_PACKED | v::F_INDIRECT_DESC, 4);
+        let (table_at, data_at) = (areas.end.next_multiple_of(16), areas.end + 256);
+        let table = Table::of(
+            Map::shared(areas.end as usize + 4096, Backing { page: PageSize::Base, node: None }).unwrap(),
+        );
+        let raw = Raw::open(&areas, &table).unwrap();
+        let entry = |flags| Desc { addr: data_at, len: 100, flags, tag: 0 };
+        raw.set_table(table_at, &flags.map(entry)).unwrap();
+        let flags = v::DESC_F_INDIRECT | Raw::avail_bits(true);
+        raw.set_desc(0, Desc { addr: table_at, len: 32, flags, tag: 0 });
+        let mut ring = Vring::<Packed<Mapped>>::open(&areas.ring(way), &table).unwrap();
+        let mut out = Batch::default();
+        let popped = ring.pop(&mut out).map(|chain| chain.bytes);
+        while let Some(buf) = out.pop_back() {
+            ring.settle(buf.finish(0));
+        }
+        popped.ok_or(ring.fault())
+    }
+
+    #[test]
+    fn an_indirect_entry_may_say_that_it_is_written_where_it_is_read() {
+        let write = v::DESC_F_WRITE;
+        assert_eq!(pop_indirect(Way::FromDriver, [0, 0]), Ok(200));
+        assert_eq!(pop_indirect(Way::FromDriver, [write, 0]), Ok(200), "as DPDK's driver has it");
+        assert_eq!(pop_indirect(Way::FromDriver, [write, write]), Ok(200), "at place 1 of the ring");
+        assert_eq!(pop_indirect(Way::ToDriver, [write, write]), Ok(200));
+        assert_eq!(pop_indirect(Way::ToDriver, [write, 0]), Err(Some(Fault::Direction(0))));
     }
 }
