@@ -5,8 +5,10 @@
 //! - `model`: what a ring owes a driver that keeps the rules
 //! - `differential`: the same as the `virtio-queue` crate does
 //! - `hostile`: drivers that do not keep the rules
+//! - `port`: frames that are wrapped in odd ways, through the vhost port's queue
 
 mod differential;
 mod hostile;
 mod model;
+mod port;
 mod rig;
