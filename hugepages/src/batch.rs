@@ -191,6 +191,14 @@ impl<T> Batch<T> {
         self.rewind();
     }
 
+    /// Gives up the first `n` items, which must be there, without dropping them.
+    #[inline(always)]
+    pub(crate) fn forget_front(&mut self, n: usize) {
+        assert!(n <= self.len(), "no {n} items to forget");
+        self.head += n;
+        self.rewind();
+    }
+
     #[inline(always)]
     fn rewind(&mut self) {
         if self.head == self.tail {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::batch::Batch;
 use crate::copy;
 use crate::table::{OutOfRange, Table};
 
@@ -218,6 +219,31 @@ impl Buf {
         n
     }
 
+    /// Writes a prefix of 12 bytes (`low`, then `high`) or of 10 (`low`, then half of `high`) and all of
+    /// this buffer behind it to the front of `dst`, which then has just that length. `false`: it does
+    /// not fit or `dst` may not be written; nothing is written then.
+    #[inline(always)]
+    pub fn copy_behind(&self, (low, high): (u64, u32), prefix: u32, dst: &mut Buf) -> bool {
+        let whole = u64::from(prefix) + u64::from(self.len);
+        if !dst.writable() || whole > u64::from(dst.len) {
+            return false;
+        }
+        let at = dst.at.as_ptr();
+        // SAFETY: the prefix and the bytes behind it fit `dst`, which may be written.
+        unsafe {
+            copy::store(low, at.cast());
+            if prefix == 12 {
+                copy::store(high, at.add(8).cast());
+            } else {
+                assert!(prefix == 10, "a prefix of 10 or 12 bytes");
+                copy::store(high as u16, at.add(8).cast());
+            }
+            copy::bytes(self.at.as_ptr(), at.add(prefix as usize), self.len as usize);
+        }
+        dst.len = whole as u32;
+        true
+    }
+
     /// Asks the cache for the line of byte `off`, to be read soon.
     #[inline(always)]
     pub fn prefetch_at(&self, off: u32) {
@@ -344,6 +370,20 @@ impl Lender {
         }
         self.out.set(self.out.get() - 1);
         (loan.id, loan.written)
+    }
+
+    /// Takes the first `n` buffers of `bufs` back, all its own, as if each were finished and settled.
+    ///
+    /// # Panics
+    /// When one is another lender's.
+    #[inline(always)]
+    pub fn take_back(&self, bufs: &mut Batch<Buf>, n: usize) {
+        let n = n.min(bufs.len());
+        if let Some(buf) = bufs.as_slice()[..n].iter().find(|buf| buf.owner != self.owner) {
+            foreign(buf.owner, self.owner);
+        }
+        bufs.forget_front(n);
+        self.out.set(self.out.get() - n as u32);
     }
 
     /// A copy of the value at `gpa`, for tables that a guest keeps outside its rings.

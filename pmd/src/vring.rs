@@ -166,6 +166,19 @@ struct Order {
     count: usize,
 }
 
+impl Order {
+    #[inline(always)]
+    fn add(&mut self, id: u16) {
+        let mut at = self.first + self.count;
+        if at >= self.heads.len() {
+            at -= self.heads.len();
+        }
+        self.heads[at] = id;
+        self.ready[usize::from(id)] = false;
+        self.count += 1;
+    }
+}
+
 /// A ring of one layout and everything it has lent.
 pub struct Vring<L> {
     layout: L,
@@ -251,7 +264,7 @@ impl<L: Layout> Vring<L> {
             Way::ToDriver => v::DESC_F_WRITE,
             Way::Both => return (0, 0),
         };
-        if !self.plain {
+        if self.fault.is_some() {
             return (0, 0);
         }
         let most = most.min(out.room());
@@ -274,7 +287,10 @@ impl<L: Layout> Vring<L> {
                 buf.prefetch_write();
             }
             out.push(buf);
-            (slot.left, slot.descs, slot.written, slot.staged) = (1, 1, 0, FLYING);
+            *slot = Slot { left: 1, descs: 1, written: 0, staged: FLYING };
+            if let Some(order) = &mut self.order {
+                order.add(id);
+            }
             bytes += u64::from(len);
             self.layout.step(&mut run);
         }
@@ -286,11 +302,21 @@ impl<L: Layout> Vring<L> {
     /// many bytes as each has are said to be written.
     #[inline(always)]
     pub fn finish_simple(&mut self, stash: &mut Batch<Buf>, n: usize) {
-        for _ in 0..n {
-            let Some(buf) = stash.pop_front() else { break };
-            let written = buf.len();
-            self.settle(buf.finish(written));
+        if !self.plain {
+            for _ in 0..n {
+                let Some(buf) = stash.pop_front() else { break };
+                let written = buf.len();
+                self.settle(buf.finish(written));
+            }
+            return;
         }
+        for buf in &stash.as_slice()[..n] {
+            let slot = &mut self.slots[usize::from(buf.id())];
+            self.staged += 1;
+            (slot.left, slot.staged) = (0, self.staged);
+            self.layout.push(buf.id(), 1, buf.len());
+        }
+        self.lender.take_back(stash, n);
     }
 
     /// Takes its own receipts from the front of `loans`, up to the first that is another's.
@@ -409,13 +435,7 @@ impl<L: Layout> Vring<L> {
             }
         }
         if let Some(order) = &mut self.order {
-            let mut at = order.first + order.count;
-            if at >= order.heads.len() {
-                at -= order.heads.len();
-            }
-            order.heads[at] = chain.id;
-            order.ready[usize::from(chain.id)] = false;
-            order.count += 1;
+            order.add(chain.id);
         }
         if self.slots[usize::from(chain.id)].left == 0 {
             chain.bytes = 0;

@@ -59,28 +59,18 @@ impl<L: Layout> Deliver<'_, L> {
         let mut n = 0;
         let most = batch.len().min(self.stash.len()).min(self.done.room());
         for (packet, room) in batch.iter().zip(self.stash.iter_mut()).take(most) {
-            let len = packet.len();
-            let fits = room.len() >= hdr && room.len() - hdr >= len && len > 0;
-            if !fits || packet.more() || room.more() || !self.wire.takes(&packet.offload) {
+            if packet.more() || room.more() || packet.is_empty() || !self.wire.takes(&packet.offload) {
                 break;
             }
-            let [low, high] = Header { offload: packet.offload, num_buffers: 1 }.words();
-            let whole = if hdr == net::HDR_LEN {
-                room.poke(0, low) && room.poke(8, high as u32)
-            } else {
-                room.poke(0, low) && room.poke(8, high as u16)
-            };
-            debug_assert!(whole, "looked for room above");
-            packet.copy_part(0, room, hdr, len);
-            bytes += u64::from(len);
+            let header = Header { offload: packet.offload, num_buffers: 1 };
+            if !packet.copy_behind(header.words(), hdr, room) {
+                break;
+            }
+            bytes += u64::from(packet.len());
             n += 1;
         }
-        for _ in 0..n {
-            let (packet, room) =
-                (batch.pop_front().expect("counted"), self.stash.pop_front().expect("counted"));
-            self.ring.settle(room.finish(hdr + packet.len()));
-            self.done.push(packet.finish(0));
-        }
+        self.ring.finish_simple(self.stash, n);
+        batch.finish_front(n, self.done);
         (n, bytes)
     }
 

@@ -14,16 +14,16 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The header as two words, of which the second has four bytes.
+    /// The header as two words.
     #[inline(always)]
-    pub(super) fn words(self) -> [u64; 2] {
+    pub(super) fn words(self) -> (u64, u32) {
         let o = self.offload;
         let low = u64::from(o.flags)
             | u64::from(o.gso_type) << 8
             | u64::from(o.hdr_len) << 16
             | u64::from(o.gso_size) << 32
             | u64::from(o.csum_start) << 48;
-        [low, u64::from(o.csum_offset) | u64::from(self.num_buffers) << 16]
+        (low, u32::from(o.csum_offset) | u32::from(self.num_buffers) << 16)
     }
 }
 
