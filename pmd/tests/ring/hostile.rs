@@ -422,6 +422,10 @@ fn t12_buffers_of_the_wrong_direction() {
             });
             everywhere(way, |mut case| {
                 let (head, form) = (case.place, case.form);
+                if form.packed && way == Way::FromDriver {
+                    // WRITE means nothing in such a table: see `indirect` in vring/packed.rs.
+                    return;
+                }
                 let entry = |(i, flags): (usize, &u16)| {
                     let more = !form.packed && i + 1 < chain.len();
                     let next = if more { v::DESC_F_NEXT } else { 0 };
