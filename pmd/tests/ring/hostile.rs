@@ -433,6 +433,11 @@ fn t12_buffers_of_the_wrong_direction() {
                 };
                 let table: Vec<Desc> = chain.iter().enumerate().map(entry).collect();
                 indirect(&mut case, &table);
+                if form.packed && way == Way::FromDriver {
+                    // DPDK's driver leaves WRITE set there: it is overlooked, and nothing may be written.
+                    let lent = if len > 0 { chain.len() } else { 0 };
+                    return case.passes("WRITE in a table", &vec![Segment::read(DATA, len); lent]);
+                }
                 case.retires("direction in a table", |f| *f == Fault::Direction(head));
             });
         }
