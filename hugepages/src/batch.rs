@@ -210,8 +210,9 @@ impl<T> Batch<T> {
     fn compact(&mut self) {
         assert!(self.head > 0, "batch of {CAP} is full");
         let n = self.len();
+        let slots = self.slots.as_mut_ptr();
         // SAFETY: both ranges lie in the array; the items move to its front.
-        unsafe { ptr::copy(self.slots.as_ptr().add(self.head), self.slots.as_mut_ptr(), n) };
+        unsafe { ptr::copy(slots.add(self.head), slots, n) };
         (self.head, self.tail) = (0, n);
     }
 }
