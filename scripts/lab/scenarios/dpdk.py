@@ -61,7 +61,7 @@ def features_matrix(layout, full):
         for size in (256, 1024) if full else (256,):
             features = {**layouts(layout), "mrg_rxbuf": mrg, "in_order": in_order, "queue_size": size}
             label = f"{layout} mrg_rxbuf={mrg} in_order={in_order} ring={size}"
-            cell(device, label, features, packets, size=(64, 1518), count=20_000)
+            cell(device, label, features, packets, size=(64, 1518), count=100_000 if full else 20_000)
     device.leave()
 
 
