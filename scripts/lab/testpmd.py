@@ -59,14 +59,11 @@ class Testpmd(Process):
         text = self.cmd("show fwd stats all")
         return sum(int(n) for n in re.findall(r"[RT]X-dropped: *(\d+)", text.split("Accumulated")[0]))
 
-    def idle_share(self):
-        """Share of receive polls that found nothing, per port (needs --record-burst-stats), or None."""
-        text = self.cmd("show fwd stats all")
-        shares = []
-        for total, line in re.findall(r"RX-bursts ?: (\d+) \[([^\]]*)\]", text):
-            empty = re.search(r"([\d.]+)% of 0 pkts", line)
-            shares.append(float(empty.group(1)) / 100 if empty else 0.0)
-        return shares or None
+    def busy_cycles(self):
+        """(cycles spent on packets since `start` or `clear fwd stats all`, cycles of a second); needs
+        --record-core-cycles. None when there were no packets."""
+        found = re.search(r"total cycles=(\d+) .* at (\d+) MHz", self.cmd("show fwd stats all"))
+        return found and (int(found.group(1)), int(found.group(2)) * 1_000_000)
 
     def wait_for(self, condition, what, timeout_s=20):
         """Polls the counters until `condition(counters)` holds."""
