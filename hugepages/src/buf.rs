@@ -222,8 +222,12 @@ impl Buf {
     /// Writes a prefix of 12 bytes (`low`, then `high`) or of 10 (`low`, then half of `high`) and all of
     /// this buffer behind it to the front of `dst`, which then has just that length. `false`: it does
     /// not fit or `dst` may not be written; nothing is written then.
+    ///
+    /// # Panics
+    /// When `prefix` is another number, before anything is written.
     #[inline(always)]
     pub fn copy_behind(&self, (low, high): (u64, u32), prefix: u32, dst: &mut Buf) -> bool {
+        assert!(prefix == 12 || prefix == 10, "a prefix of 10 or 12 bytes");
         let whole = u64::from(prefix) + u64::from(self.len);
         if !dst.writable() || whole > u64::from(dst.len) {
             return false;
@@ -235,7 +239,6 @@ impl Buf {
             if prefix == 12 {
                 copy::store(high, at.add(8).cast());
             } else {
-                assert!(prefix == 10, "a prefix of 10 or 12 bytes");
                 copy::store(high as u16, at.add(8).cast());
             }
             copy::bytes(self.at.as_ptr(), at.add(prefix as usize), self.len as usize);
@@ -497,6 +500,14 @@ mod tests {
         assert!(reader.is_empty());
         lender.settle(reader.finish(0));
         lender.settle(writer.finish(0));
+    }
+
+    #[test]
+    #[should_panic(expected = "a prefix of 10 or 12 bytes")]
+    fn refuses_a_prefix_that_its_header_would_not_fit() {
+        let lender = lender(4096);
+        let (empty, mut last) = (lender.lend(0, 0, 0).unwrap(), lender.lend_writable(4095, 1, 1).unwrap());
+        empty.copy_behind((0, 0), 0, &mut last);
     }
 
     #[test]
