@@ -253,3 +253,6 @@ impl Drop for VirtioUser {
         self.end();
     }
 }
+
+#[cfg(test)]
+mod tests;
