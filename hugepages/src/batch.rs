@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::{ptr, slice};
 
-use crate::buf::{Buf, Loan};
+use crate::buf::{Buf, Lender, Loan};
 use crate::private::Private;
 
 /// Room in a batch: buffers, of which a packet may take several.
@@ -222,6 +222,19 @@ impl<T> Drop for Batch<T> {
         if std::mem::needs_drop::<T>() {
             while self.pop_front().is_some() {}
         }
+    }
+}
+
+impl Lender {
+    /// Takes the first `n` buffers of `bufs` back, all its own, as if each were finished and settled.
+    ///
+    /// # Panics
+    /// When one is another lender's.
+    #[inline(always)]
+    pub fn take_back(&self, bufs: &mut Batch<Buf>, n: usize) {
+        let n = n.min(bufs.len());
+        self.count_home(&bufs.as_slice()[..n]);
+        bufs.forget_front(n);
     }
 }
 

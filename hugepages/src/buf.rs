@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::batch::Batch;
 use crate::copy;
 use crate::table::{OutOfRange, Table};
 
@@ -375,18 +374,13 @@ impl Lender {
         (loan.id, loan.written)
     }
 
-    /// Takes the first `n` buffers of `bufs` back, all its own, as if each were finished and settled.
-    ///
-    /// # Panics
-    /// When one is another lender's.
+    /// Counts these as home, for a caller that forgets them: see `Lender::take_back`.
     #[inline(always)]
-    pub fn take_back(&self, bufs: &mut Batch<Buf>, n: usize) {
-        let n = n.min(bufs.len());
-        if let Some(buf) = bufs.as_slice()[..n].iter().find(|buf| buf.owner != self.owner) {
+    pub(crate) fn count_home(&self, bufs: &[Buf]) {
+        if let Some(buf) = bufs.iter().find(|buf| buf.owner != self.owner) {
             foreign(buf.owner, self.owner);
         }
-        bufs.forget_front(n);
-        self.out.set(self.out.get() - n as u32);
+        self.out.set(self.out.get() - bufs.len() as u32);
     }
 
     /// A copy of the value at `gpa`, for tables that a guest keeps outside its rings.
