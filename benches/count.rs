@@ -1,5 +1,5 @@
 //! `count CASE N`: runs one step of the data path N times and nothing else, so that instructions can be
-//! counted: (count at 2 N - count at N) / N. `scripts/bench/instructions` does that with valgrind.
+//! counted: (count at 2 N - count at N) / N. `docs/performance.md` has the command for valgrind.
 
 use std::process::ExitCode;
 
