@@ -79,8 +79,9 @@ Examples:
 #[command(name = "testpmd", version, max_term_width = 100, args_override_self = true)]
 #[command(override_usage = "testpmd [-l CORES] [--vdev PORT]... [--] [OPTIONS]")]
 pub(crate) struct Options {
-    /// A port: KIND<N>,key=value,... (kinds below); again for each further port
+    // No doc comment: rustdoc takes <N> for a tag.
     #[arg(long = "vdev", value_name = "PORT", value_parser = parse_vdev)]
+    #[arg(help = "A port: KIND<N>,key=value,... (kinds below); again for each further port")]
     pub(crate) vdevs: Vec<Vdev>,
 
     /// Cores, as 0,2-3 or 0@4,1@5 (lcore@cpu): the first for the prompt, the others forward
