@@ -136,6 +136,14 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) no_huge: bool,
 
+    /// Huge pages to use; every pool takes whole ones
+    #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = ["2M", "1G"])]
+    pub(crate) huge_size: String,
+
+    /// NUMA node to take memory from
+    #[arg(long, value_name = "NODE")]
+    pub(crate) numa_node: Option<u32>,
+
     /// Forwarding cores
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) nb_cores: u16,
@@ -243,6 +251,16 @@ pub(crate) enum Parsed {
 }
 
 impl Options {
+    /// What our buffers are to be made of.
+    pub(crate) fn backing(&self) -> hugepages::Backing {
+        let page = match (self.no_huge, self.huge_size.as_str()) {
+            (true, _) => hugepages::PageSize::Base,
+            (false, "1G") => hugepages::PageSize::Huge1G,
+            (false, _) => hugepages::PageSize::Huge2M,
+        };
+        hugepages::Backing { page, node: self.numa_node }
+    }
+
     /// Reads the command line, program name first.
     ///
     /// # Errors

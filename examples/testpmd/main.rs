@@ -65,7 +65,7 @@ fn run() -> Result<(), Error> {
     log(&options);
     let cores = options.lcores.clone().unwrap_or_else(usable);
     let (main_core, lcores) = divide(cores, &options)?;
-    let (backing, fallback) = memory::choose(options.no_huge)?;
+    let (backing, fallback) = memory::choose(options.backing())?;
     if let Some(line) = fallback {
         eprintln!("testpmd: {line}");
     }

@@ -332,3 +332,96 @@ fn map_shared(
         unsafe { mm::mmap(hint as *mut _, len, ProtFlags::READ | ProtFlags::WRITE, flags, fd, offset) }?;
     Ok(NonNull::new(base.cast()).expect("mmap does not return null"))
 }
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    const BASE: Backing = Backing { page: PageSize::Base, node: None };
+
+    fn memfd(len: u64) -> OwnedFd {
+        let fd = fs::memfd_create(c"test", MemfdFlags::CLOEXEC).unwrap();
+        fs::ftruncate(&fd, len).unwrap();
+        fd
+    }
+
+    /// Lines of /proc/self/maps that mention a memfd of this name.
+    fn mapped(name: &str) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| line.contains(&format!("/memfd:{name} "))).count()
+    }
+
+    #[test]
+    fn maps_a_part_of_a_file_from_its_page_on() {
+        let fd = memfd(16 << 12);
+        rustix::io::pwrite(&fd, b"here", 5 * 4096 + 8).unwrap();
+        let (map, at) = Map::file(fd, 5 * 4096 + 8, 100).unwrap();
+        assert_eq!((map.len(), map.page(), at, map.sealed()), (4096, 4096, 8, false));
+        let lender = crate::Lender::new(crate::Table::of(map));
+        let buf = lender.lend(8, 4, 0).unwrap();
+        assert_eq!(buf.peek::<[u8; 4]>(0), Some(*b"here"));
+        lender.settle(buf.finish(0));
+    }
+
+    #[test]
+    fn refuses_what_would_fault_later() {
+        let refused = |len: u64, offset, size| Map::file(memfd(len), offset, size).unwrap_err();
+        assert!(matches!(refused(8192, 0, 0), MapError::Extent { .. }));
+        assert!(matches!(refused(8192, u64::MAX, 2), MapError::Extent { .. }));
+        assert!(matches!(refused(8192, u64::MAX - 4095, 4096), MapError::Extent { .. }));
+        assert!(matches!(refused(8192, 1 << 62, 1 << 62), MapError::Extent { .. }));
+        assert!(matches!(refused(8192, 4096, 4097), MapError::PastEnd { end: 8193, size: 8192 }));
+        assert!(matches!(refused(0, 0, 1), MapError::PastEnd { .. }));
+        assert!(Map::file(memfd(8192), 4096, 4096).is_ok());
+        let open = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
+        assert!(matches!(Map::file(open("/"), 0, 4096), Err(MapError::NotAFile("directory"))));
+        assert!(matches!(Map::file(open("/dev/null"), 0, 4096), Err(MapError::NotAFile("character device"))));
+        let (pipe, _end) = rustix::pipe::pipe().unwrap();
+        assert!(matches!(Map::file(pipe, 0, 4096), Err(MapError::NotAFile("pipe"))));
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(matches!(Map::file(socket.into(), 0, 4096), Err(MapError::NotAFile("socket"))));
+        // A file that cannot be written cannot be shared with a device.
+        assert!(Map::file(open("/proc/self/exe"), 0, 4096).is_err());
+    }
+
+    #[test]
+    fn own_memory_is_sealed_and_unmapped_with_its_last_user() {
+        let map = Map::shared(5000, BASE).unwrap();
+        assert_eq!((map.len(), map.sealed()), (8192, true));
+        assert!(fs::ftruncate(map.fd(), 4096).is_err(), "sealed against shrinking");
+        let at = map.address();
+        let in_maps = |at: u64| {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.lines().any(|line| line.starts_with(&format!("{at:x}-")))
+        };
+        let table = crate::Table::of(map);
+        let window = table.window::<u64>(0, 4).unwrap();
+        drop(table);
+        assert!(in_maps(at), "a window keeps it");
+        drop(window);
+        assert!(!in_maps(at));
+        assert_eq!(mapped("test"), 0);
+    }
+
+    #[test]
+    fn an_impossible_node_and_size_are_named() {
+        let none = Map::shared(1 << 50, Backing { page: PageSize::Huge2M, node: None }).unwrap_err();
+        assert!(none.to_string().contains("2 MiB huge pages"), "{none}");
+        assert!(Map::shared(4096, Backing { page: PageSize::Base, node: Some(5000) }).is_err());
+        assert!(matches!(Map::shared(0, BASE), Err(MapError::Extent { .. })));
+    }
+
+    #[test]
+    fn huge_pages_are_mapped_whole_and_from_their_node() {
+        let wanted = Backing { page: PageSize::Huge2M, node: Some(0) };
+        let map = match Map::shared(3 << 20, wanted) {
+            Ok(map) => map,
+            Err(why) => return println!("skipped: {why}"),
+        };
+        assert_eq!((map.len(), map.page(), map.node()), (4 << 20, 2 << 20, Some(0)));
+        // As a front-end would send it: an extent inside, not aligned to the page.
+        let fd = map.fd().try_clone_to_owned().unwrap();
+        let (part, at) = Map::file(fd, (2 << 20) + 0x3000, 0x1000).unwrap();
+        assert_eq!((part.len(), part.page(), at), (2 << 20, 2 << 20, 0x3000));
+    }
+}

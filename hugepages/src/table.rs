@@ -137,3 +137,101 @@ impl Table {
         (gpa - region.gpa < region.len).then_some(region)
     }
 }
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+    use crate::map::Backing;
+    use crate::window::Words;
+
+    const PAGE: u64 = 4096;
+
+    fn map(pages: u64) -> Arc<Map> {
+        Arc::new(Map::shared((pages * PAGE) as usize, Backing { page: PageSize::Base, node: None }).unwrap())
+    }
+
+    fn region(gpa: u64, pages: u64, map: &Arc<Map>, at: u64) -> Region {
+        Region { gpa, len: pages * PAGE, user: gpa + (1 << 40), map: Arc::clone(map), at: at as usize }
+    }
+
+    /// Guest pages 16 to 19, in an order of their own in one mapping, and a hole behind.
+    fn scattered() -> Arc<Table> {
+        let map = map(4);
+        let regions = [(17, 0), (16, 2), (19, 1), (18, 3)];
+        let regions = regions.map(|(page, at)| region(page * PAGE, 1, &map, at * PAGE)).to_vec();
+        Arc::new(Table::new(regions).unwrap())
+    }
+
+    #[test]
+    fn nothing_crosses_from_one_region_into_the_next() {
+        let table = scattered();
+        let start = 16 * PAGE;
+        for (gpa, len, inside) in [
+            (start, PAGE, true),
+            (start, PAGE + 1, false),
+            (start + PAGE - 1, 1, true),
+            (start + PAGE - 1, 2, false),
+            (start - 1, 1, false),
+            (start + 4 * PAGE - 1, 1, true),
+            (start + 4 * PAGE, 1, false),
+            (u64::MAX, 1, false),
+        ] {
+            assert_eq!(table.translate(gpa, len).is_ok(), inside, "{gpa:#x} + {len:#x}");
+        }
+        assert_eq!((table.contiguous(start + 5), table.contiguous(start - 1)), (PAGE - 5, 0));
+        assert_eq!(table.gpa_of((1 << 40) + start + 7), Some(start + 7));
+        assert_eq!(table.gpa_of(start), None);
+    }
+
+    #[test]
+    fn a_checked_window_goes_where_a_mapped_one_cannot() {
+        let table = scattered();
+        let gpa = 17 * PAGE - 16;
+        assert!(table.window::<u64>(gpa, 4).is_err());
+        let checked = table.checked_window::<u64>(gpa, 4).unwrap();
+        let (left, right) = (table.window::<u64>(gpa, 2).unwrap(), table.window::<u64>(gpa + 16, 2).unwrap());
+        for i in 0..4 {
+            checked.set(i, 100 + i as u64);
+        }
+        checked.release(3, 7);
+        assert_eq!([left.get(0), left.get(1), right.get(0), right.acquire(1)], [100, 101, 102, 7]);
+        for (gpa, n) in [(20 * PAGE - 8, 2), (16 * PAGE - 8, 2), (17 * PAGE - 12, 2), (gpa, usize::MAX)] {
+            assert!(table.checked_window::<u64>(gpa, n).is_err(), "{gpa:#x}, {n}");
+        }
+        assert!(table.window::<u64>(16 * PAGE + 4, 1).is_err(), "not aligned");
+        assert!(table.window::<u32>(16 * PAGE + 4, 1).is_ok());
+    }
+
+    #[test]
+    #[should_panic(expected = "word 2 of a window of 2")]
+    fn a_window_has_an_end() {
+        scattered().window::<u16>(16 * PAGE, 2).unwrap().get(2);
+    }
+
+    #[test]
+    fn a_list_that_is_no_table_is_named() {
+        let map = map(2);
+        let bad = |regions: Vec<Region>| Table::new(regions).unwrap_err();
+        let one = region(PAGE, 1, &map, 0);
+        assert_eq!(bad(vec![one.clone(), one.clone()]), TableError::Overlap(PAGE, PAGE));
+        let two = region(2 * PAGE, 2, &map, 0);
+        assert_eq!(bad(vec![region(3 * PAGE, 1, &map, 0), two]), TableError::Overlap(2 * PAGE, 3 * PAGE));
+        for region in [
+            Region { len: 0, ..one.clone() },
+            Region { len: 2 * PAGE + 1, ..one.clone() },
+            Region { at: PAGE as usize + 4096, ..one.clone() },
+            Region { at: 8, len: 8, ..one.clone() },
+            Region { gpa: 8, ..one.clone() },
+            Region { gpa: u64::MAX - 4095, len: 2 * PAGE, ..one.clone() },
+            Region { user: u64::MAX, ..one.clone() },
+        ] {
+            assert!(matches!(bad(vec![region]), TableError::Extent { .. }));
+        }
+        let many = |n: usize| (0..n as u64).map(|i| region(i * 2 * PAGE, 1, &map, 0)).collect::<Vec<_>>();
+        assert_eq!(bad(many(MAX_REGIONS + 1)), TableError::TooMany(MAX_REGIONS + 1));
+        let table = Table::new(many(MAX_REGIONS)).unwrap();
+        for i in 0..MAX_REGIONS as u64 {
+            assert_eq!((table.contiguous(i * 2 * PAGE), table.contiguous((i * 2 + 1) * PAGE)), (PAGE, 0));
+        }
+    }
+}
