@@ -40,7 +40,7 @@ fn chain<L: Layout>(packed: bool, n: u32) {
     for _ in 0..n {
         rig.transmit.offer(BURST);
         while bufs.len() < usize::from(BURST) {
-            if ring.pop_simple(&mut bufs, usize::from(BURST), 1, u64::MAX).0 == 0 {
+            if ring.pop_simple(&mut bufs, usize::from(BURST), (1, u32::MAX), u64::MAX).0 == 0 {
                 assert!(ring.pop(&mut bufs).is_some());
             }
         }

@@ -36,7 +36,7 @@ fn ours<L: Layout>(c: &mut Criterion, name: &str, packed: bool) {
         b.iter(|| {
             rig.offer(BURST);
             while bufs.len() < usize::from(BURST) {
-                if ring.pop_simple(&mut bufs, usize::from(BURST), 1, u64::MAX).0 == 0 {
+                if ring.pop_simple(&mut bufs, usize::from(BURST), (1, u32::MAX), u64::MAX).0 == 0 {
                     assert!(ring.pop(&mut bufs).is_some());
                 }
             }

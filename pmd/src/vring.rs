@@ -22,6 +22,10 @@ pub use split::Split;
 
 /// Entries an indirect table may have beyond the size of its ring.
 pub const MAX_INDIRECT: u32 = 1024;
+/// Descriptors of one chain that are looked at, a descriptor that goes on in other regions once for each.
+/// Heads can share a chain, so that every head of a burst may cost as much: a bound on what one driver
+/// takes of its core.
+pub const MAX_WALK: u32 = 1024;
 
 /// What a driver did wrong. Retires its ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,7 +107,7 @@ pub struct Chain {
     pub descs: u16,
     /// Bytes of all its buffers.
     pub bytes: u32,
-    /// The batch had no room for all of its buffers.
+    /// The batch had no room for all of its buffers, or it has more than [`MAX_WALK`] descriptors.
     pub overflow: bool,
 }
 
@@ -226,7 +230,8 @@ impl<L: Layout> Vring<L> {
     /// available, `out` has no room for it, or the ring is retired (see [`Vring::fault`]).
     ///
     /// A chain without bytes is completed at once and has no buffers in `out`; so is one with more
-    /// buffers than a batch holds ([`Chain::overflow`] says so).
+    /// buffers than a batch holds ([`Chain::overflow`] says so). Of a ring to the driver only when `out`
+    /// is empty, so that what is in `out` can be put back.
     #[inline(always)]
     pub fn pop(&mut self, out: &mut Batch<Buf>) -> Option<Chain> {
         if self.fault.is_some() || out.room() == 0 {
@@ -253,12 +258,18 @@ impl<L: Layout> Vring<L> {
         self.popped_rarely(chain, out, before)
     }
 
-    /// Lends up to `most` chains of one buffer each, of at least `least` bytes (1 at the least), to the back of `out`, as
-    /// long as they have fewer than `weight` bytes together: how many, and their bytes. Stops at any
-    /// other chain, and at the first that the driver made available after the last look: both are for
-    /// [`Vring::pop`].
+    /// Lends up to `most` chains of one buffer each, of `least` (1 at the least) to `longest` bytes, to
+    /// the back of `out`, as long as they have fewer than `weight` bytes together: how many, and their
+    /// bytes. Stops at any other chain, and at the first that the driver made available after the last
+    /// look: both are for [`Vring::pop`].
     #[inline(always)]
-    pub fn pop_simple(&mut self, out: &mut Batch<Buf>, most: usize, least: u32, weight: u64) -> (usize, u64) {
+    pub fn pop_simple(
+        &mut self,
+        out: &mut Batch<Buf>,
+        most: usize,
+        (least, longest): (u32, u32),
+        weight: u64,
+    ) -> (usize, u64) {
         let flags = match self.rules.way {
             Way::FromDriver => 0,
             Way::ToDriver => v::DESC_F_WRITE,
@@ -272,7 +283,7 @@ impl<L: Layout> Vring<L> {
         let mut run = self.layout.run(most);
         while let Some((addr, len, id)) = self.layout.look(&run, flags) {
             let Some(slot) = self.slots.get_mut(usize::from(id)) else { break };
-            if slot.staged > self.published || len < least || bytes >= weight {
+            if slot.staged > self.published || len < least || len > longest || bytes >= weight {
                 break;
             }
             let lent = if flags == 0 {
@@ -298,8 +309,8 @@ impl<L: Layout> Vring<L> {
         (n, bytes)
     }
 
-    /// Finishes the first `n` buffers of `stash`, each a whole chain as [`Vring::pop_simple`] gave it; as
-    /// many bytes as each has are said to be written.
+    /// Finishes the first `n` buffers of `stash`, each all the buffers of its chain; as many bytes as each
+    /// has are said to be written.
     #[inline(always)]
     pub fn finish_simple(&mut self, stash: &mut Batch<Buf>, n: usize) {
         if !self.plain {
@@ -314,7 +325,7 @@ impl<L: Layout> Vring<L> {
             let slot = &mut self.slots[usize::from(buf.id())];
             self.staged += 1;
             (slot.left, slot.staged) = (0, self.staged);
-            self.layout.push(buf.id(), 1, buf.len());
+            self.layout.push(buf.id(), slot.descs, buf.len());
         }
         self.lender.take_back(stash, n);
     }
@@ -427,17 +438,18 @@ impl<L: Layout> Vring<L> {
         if chain.overflow {
             self.take_back(out, before);
             self.slots[usize::from(chain.id)].left = 0;
-            if before > 0 {
-                // Next turn's batch may hold it.
-                self.slots[usize::from(chain.id)].staged = 0;
-                self.layout.unpop(chain.descs);
-                return None;
-            }
+        }
+        let empty = self.slots[usize::from(chain.id)].left == 0;
+        if before > 0 && (chain.overflow || (empty && self.rules.way == Way::ToDriver)) {
+            // Next turn's batch may hold it, or nothing may have to be put back before it.
+            self.slots[usize::from(chain.id)].staged = 0;
+            self.layout.unpop(chain.descs);
+            return None;
         }
         if let Some(order) = &mut self.order {
             order.add(chain.id);
         }
-        if self.slots[usize::from(chain.id)].left == 0 {
+        if empty {
             chain.bytes = 0;
             self.complete(chain.id);
         }
@@ -482,6 +494,7 @@ pub(crate) struct Walk<'a> {
     first: usize,
     id: u16,
     bytes: u64,
+    walked: u32,
     writing: bool,
     overflow: bool,
 }
@@ -490,7 +503,7 @@ impl<'a> Walk<'a> {
     #[inline(always)]
     fn new(mem: &'a Lender, rules: Rules, out: &'a mut Batch<Buf>, id: u16) -> Self {
         let first = out.len();
-        Walk { mem, rules, out, first, id, bytes: 0, writing: false, overflow: false }
+        Walk { mem, rules, out, first, id, bytes: 0, walked: 0, writing: false, overflow: false }
     }
 
     /// Lends the only descriptor of a chain, if it is as simple as that.
@@ -518,8 +531,9 @@ impl<'a> Walk<'a> {
         walk.end(descs)
     }
 
-    /// Lends one descriptor of a chain. Empty ones are passed over, whatever their address.
-    fn add(&mut self, mut addr: u64, mut len: u32, flags: u16) -> Result<(), Fault> {
+    /// Lends one descriptor of a chain. Empty ones are passed over, whatever their address. `false`: it
+    /// has been walked as far as any chain is.
+    fn add(&mut self, mut addr: u64, mut len: u32, flags: u16) -> Result<bool, Fault> {
         let write = flags & v::DESC_F_WRITE != 0;
         let fits = match self.rules.way {
             Way::FromDriver => !write,
@@ -533,6 +547,9 @@ impl<'a> Walk<'a> {
         self.bytes += u64::from(len);
         if self.bytes > u64::from(u32::MAX) {
             return Err(Fault::TooLong(self.id));
+        }
+        if !self.go_on() {
+            return Ok(false);
         }
         // A buffer may go on from one region into the next: one piece for each.
         while len > 0 {
@@ -556,8 +573,17 @@ impl<'a> Walk<'a> {
             }
             len -= piece;
             addr = addr.checked_add(u64::from(piece)).ok_or(whole)?;
+            if len > 0 && !self.go_on() {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    fn go_on(&mut self) -> bool {
+        self.walked += 1;
+        self.overflow |= self.walked > MAX_WALK;
+        self.walked <= MAX_WALK
     }
 
     /// Ends the chain: its last buffer loses `MORE`.

@@ -113,7 +113,9 @@ impl<A: Access> Packed<A> {
                 let alone = left == 0 && flags & v::DESC_F_NEXT == 0;
                 return if alone { indirect(walk, addr, len, flags, descs) } else { Err(Fault::Indirect) };
             }
-            walk.add(addr, len, flags)?;
+            if !walk.add(addr, len, flags)? {
+                break;
+            }
             if left > 0 {
                 at.forward(1, self.size);
                 desc = if left == 1 { last } else { self.descriptor(at.at) };
@@ -142,7 +144,9 @@ fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16, descs: u16) ->
             // What comes from a driver is only ever read, so there is nothing to protect.
             flags &= !v::DESC_F_WRITE;
         }
-        walk.add(addr, len, flags)?;
+        if !walk.add(addr, len, flags)? {
+            break;
+        }
     }
     walk.end(descs)
 }

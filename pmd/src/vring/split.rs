@@ -66,8 +66,7 @@ impl<A: Access> Split<A> {
             if flags & v::DESC_F_INDIRECT != 0 {
                 return indirect(walk, addr, len, flags);
             }
-            walk.add(addr, len, flags)?;
-            if flags & v::DESC_F_NEXT == 0 {
+            if !walk.add(addr, len, flags)? || flags & v::DESC_F_NEXT == 0 {
                 return walk.end(1);
             }
             if next >= self.size {
@@ -93,8 +92,7 @@ fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16) -> Result<Chai
         if flags & v::DESC_F_INDIRECT != 0 {
             return Err(Fault::Indirect);
         }
-        walk.add(addr, len, flags)?;
-        if flags & v::DESC_F_NEXT == 0 {
+        if !walk.add(addr, len, flags)? || flags & v::DESC_F_NEXT == 0 {
             return walk.end(1);
         }
         if u32::from(next) >= entries {

@@ -267,6 +267,46 @@ fn received(vm: &mut Vm, posted: &mut Vec<(u16, Vec<Segment>)>) -> Vec<Vec<u8>> 
 }
 
 #[test]
+fn t5_receive_chains_with_empty_descriptors() {
+    // One buffer each, but two or three places in the ring: many laps of it.
+    for form in FORMS {
+        for features in FEATURES {
+            let mut vm = Vm::new(form, features);
+            for lap in 0..SIZE as usize {
+                let mut posted = vec![vm.post(&[0, 200, 0]), vm.post(&[300]), vm.post(&[200, 0])];
+                let frames: Vec<_> = (0..3).map(|i| frame(60 + i, lap + i)).collect();
+                assert_eq!(deliver(&mut vm, &frames), 3);
+                assert_eq!(received(&mut vm, &mut posted), frames, "lap {lap} in {form:?}");
+                vm.receive.at = DATA;
+            }
+            assert_eq!(vm.queue.counters().stats().faults, 0);
+        }
+    }
+}
+
+#[test]
+fn t4_a_guest_that_offers_receive_chains_without_room() {
+    for form in FORMS {
+        for features in FEATURES {
+            let mut vm = Vm::new(form, features);
+            let mut posted: Vec<_> = (0..100).map(|_| vm.post(&[0])).collect();
+            posted.push(vm.post(&[200]));
+            let frames = [frame(60, 1)];
+            // A burst passes over a bounded number of them.
+            let mut bursts = 1;
+            while deliver(&mut vm, &frames) == 0 {
+                bursts += 1;
+            }
+            assert_eq!(bursts, 100usize.div_ceil(pmd::batch::BURST), "{form:?}");
+            for (id, _) in posted.drain(..100) {
+                assert_eq!(vm.receive.guest.take_used(&vm.receive.raw), Some((id, 0)));
+            }
+            assert_eq!(received(&mut vm, &mut posted), frames);
+        }
+    }
+}
+
+#[test]
 fn t11_receive_buffers_shorter_than_the_header_mergeable() {
     for form in FORMS {
         for features in FEATURES.into_iter().filter(|f| f & net::F_MRG_RXBUF != 0) {
@@ -345,6 +385,28 @@ fn t16_the_longest_frames_and_more_pieces_than_a_batch_holds() {
             }
             assert_eq!(deliver(&mut vm, &frames), 1);
             assert_eq!(received(&mut vm, &mut posted), frames);
+        }
+    }
+}
+
+#[test]
+fn t16_chains_longer_than_any_frame() {
+    for form in FORMS {
+        for features in FEATURES {
+            let mut vm = Vm::new(form, features);
+            let read = |len| Segment::read(DATA, len);
+            for chain in
+                [&[read(700_000)][..], &[read(100), read(700_000)], &[read(60_000); 3], &[read(131_073)]]
+            {
+                vm.transmit.guest.offer(&vm.transmit.raw, chain, None, 0).unwrap();
+            }
+            let sent = zeroed(vm.hdr(), &frame(60, 1));
+            vm.send(&sent, &[sent.len()]);
+            let got = vm.receive();
+            assert_eq!(got, [(sent[vm.hdr()..].to_vec(), Offload::default())], "{form:?}");
+            assert_eq!(vm.returned(), 5, "every chain comes back");
+            let stats = vm.queue.counters().stats();
+            assert_eq!((stats.rx_packets, stats.rx_errors, stats.faults), (1, 4, 0));
         }
     }
 }

@@ -41,22 +41,27 @@ pub(crate) struct Rig {
 impl Rig {
     /// An empty ring. Its areas lie in one region, or, for a checked ring, over the border of two.
     pub(crate) fn new(form: Form, size: u16, features: u64, way: Way) -> Rig {
+        Rig::with_memory(form, size, features, way, MEMORY)
+    }
+
+    /// The same in `memory` bytes.
+    pub(crate) fn with_memory(form: Form, size: u16, features: u64, way: Way, memory: u64) -> Rig {
         let features = features | if form.packed { v::F_RING_PACKED } else { 0 };
         let backing = Backing { page: PageSize::Base, node: None };
-        let map = Arc::new(Map::shared(MEMORY as usize, backing).unwrap());
+        let map = Arc::new(Map::shared(memory as usize, backing).unwrap());
         let origin = map.address();
         let region =
             |gpa, len| Region { gpa, len, user: origin + gpa, map: Arc::clone(&map), at: gpa as usize };
         // The guest sees its memory as it is; the border is a matter of what the device was told.
-        let guest = Arc::new(Table::new(vec![region(0, MEMORY)]).unwrap());
+        let guest = Arc::new(Table::new(vec![region(0, memory)]).unwrap());
         let border = 0x1000;
         let at = if form.checked { border - 128 } else { 0 };
         let areas = Areas::at(at, size, features, 0);
         assert!(areas.end <= DATA);
-        let mut regions = vec![region(0, MEMORY)];
+        let mut regions = vec![region(0, memory)];
         if form.checked {
             // Small rings have all descriptors before the border: then it is the areas that are apart.
-            regions = vec![region(0, border), region(border, MEMORY - border)];
+            regions = vec![region(0, border), region(border, memory - border)];
         }
         let table = Arc::new(Table::new(regions).unwrap());
         let ring = AnyVring::open(&areas.ring(way), &table).unwrap();
@@ -71,7 +76,7 @@ impl Rig {
 
     /// Pops as ports do: runs of simple chains in one go. Their buffers, and how many chains.
     pub(crate) fn pop_simple(&mut self, out: &mut Batch<Buf>, most: usize) -> usize {
-        with_ring!(&mut self.ring, ring => ring.pop_simple(out, most, 1, u64::MAX)).0
+        with_ring!(&mut self.ring, ring => ring.pop_simple(out, most, (1, u32::MAX), u64::MAX)).0
     }
 
     /// What a buffer on loan covers, in guest addresses.

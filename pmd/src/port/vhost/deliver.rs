@@ -19,6 +19,9 @@ pub(super) struct Deliver<'a, L> {
     pub(super) stash: &'a mut Batch<Buf>,
     /// Receipts of packets that are delivered.
     pub(super) done: &'a mut Batch<Loan>,
+    /// Chains without room that may still be passed over in this burst: a guest that offers nothing else
+    /// must not keep the core.
+    pub(super) idle: usize,
 }
 
 impl<L: Layout> Deliver<'_, L> {
@@ -74,15 +77,20 @@ impl<L: Layout> Deliver<'_, L> {
         (n, bytes)
     }
 
-    /// Pops empty chains until `want` buffers are in the stash, or there are no more.
+    /// Pops empty chains until `want` buffers are in the stash, or there are no more for this burst.
     #[inline(always)]
     fn fetch(&mut self, want: usize) {
         let want = want.min(CAP);
         while self.stash.len() < want {
-            let (n, _) = self.ring.pop_simple(self.stash, want - self.stash.len(), 1, u64::MAX);
-            if n == 0 && self.ring.pop(self.stash).is_none() {
+            let had = self.stash.len();
+            let (n, _) = self.ring.pop_simple(self.stash, want - had, (1, u32::MAX), u64::MAX);
+            if n > 0 {
+                continue;
+            }
+            if self.idle == 0 || self.ring.pop(self.stash).is_none() {
                 break;
             }
+            self.idle -= usize::from(self.stash.len() == had);
         }
     }
 

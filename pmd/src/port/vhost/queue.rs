@@ -13,7 +13,7 @@ use super::deliver::Deliver;
 use super::door::{Door, Inside, Side};
 use super::receive::receive;
 use super::wire::Wire;
-use crate::batch::Batch;
+use crate::batch::{BURST, Batch};
 use crate::port::{Counters, Queue};
 use crate::sys::eventfd::EventFd;
 use crate::vring::AnyVring;
@@ -198,7 +198,8 @@ impl Queue for VhostQueue {
         let Some(ring) = &mut self.to_guest else { return 0 };
         let had = ring.ring.fault().is_some();
         let (packets, call) = with_ring!(&mut ring.ring, vring => {
-            let mut to = Deliver { ring: vring, wire: ring.wire, stash: &mut self.stash, done: &mut self.done };
+            let (stash, done) = (&mut self.stash, &mut self.done);
+            let mut to = Deliver { ring: vring, wire: ring.wire, stash, done, idle: BURST };
             let packets = to.burst(batch, &self.counters);
             (packets, vring.publish())
         });

@@ -12,9 +12,13 @@ use crate::vring::{Layout, Vring};
 /// the weight of the kernel's vhost-net.
 pub(crate) const WEIGHT: u64 = 0x80000;
 
+/// Bytes of a chain that may be a packet: more than any frame has, whatever its headers. A guest can
+/// make one of 4 GiB of little memory, and whoever copies that keeps the core for a second.
+pub(crate) const LONGEST: u32 = 2 * 65536;
+
 /// Lends packets of a guest's transmit ring: pops a run of them first, so that the lines of their headers
-/// are on the way, then takes the headers off. How many packets, how many chains that were none, and
-/// the bytes of the packets.
+/// are on the way, then takes the headers off. How many packets, how many chains that were none (no longer
+/// than a header, or longer than [`LONGEST`]), and the bytes of the packets.
 #[inline(always)]
 pub(super) fn receive<L: Layout>(
     ring: &mut Vring<L>,
@@ -25,7 +29,7 @@ pub(super) fn receive<L: Layout>(
     while packets + errors < out.burst() && bytes < WEIGHT {
         let at = out.len();
         let most = out.burst() - packets - errors;
-        let (n, sum) = ring.pop_simple(out, most, wire.hdr + 1, WEIGHT - bytes);
+        let (n, sum) = ring.pop_simple(out, most, (wire.hdr + 1, LONGEST), WEIGHT - bytes);
         if n > 0 {
             packets += n;
             bytes += sum - n as u64 * u64::from(wire.hdr);
@@ -36,7 +40,7 @@ pub(super) fn receive<L: Layout>(
         }
         // What is not simple, or newly available.
         let Some(chain) = ring.pop(out) else { break };
-        let first = out.get_mut(at).filter(|first| first.len() > wire.hdr);
+        let first = out.get_mut(at).filter(|first| first.len() > wire.hdr && chain.bytes <= LONGEST);
         if let Some(first) = first {
             if first.more() {
                 let frame = out.packet_at(at).1 - wire.hdr;
@@ -75,11 +79,12 @@ fn head(wire: Wire, buf: &mut Buf, frame: u32) {
 }
 
 /// Takes the header off the last packet of `out`, which begins at buffer `at`, when the header does not
-/// lie in its first buffer with room to spare. `false`: it was no longer than its header and is gone.
+/// lie in its first buffer with room to spare. `false`: it was no longer than its header, or too long,
+/// and is gone.
 #[cold]
 fn strip<L: Layout>(ring: &mut Vring<L>, wire: Wire, out: &mut Batch<Buf>, at: usize) -> bool {
     let (_, bytes) = out.packet_at(at);
-    let runt = bytes <= wire.hdr;
+    let none = bytes <= wire.hdr || bytes > LONGEST;
     let (mut header, mut got) = ([0u8; net::HDR_LEN as usize], 0);
     // Its buffers, last first: those that the header leaves empty are finished at once.
     let mut keep = [const { None }; CAP];
@@ -93,7 +98,7 @@ fn strip<L: Layout>(ring: &mut Vring<L>, wire: Wire, out: &mut Batch<Buf>, at: u
         let part = buf.read(0, &mut header[got..wire.hdr as usize]);
         got += part;
         buf.advance(part as u32);
-        if runt || buf.is_empty() {
+        if none || buf.is_empty() {
             ring.settle(buf.finish(0));
         } else {
             out.push(buf);
@@ -103,5 +108,5 @@ fn strip<L: Layout>(ring: &mut Vring<L>, wire: Wire, out: &mut Batch<Buf>, at: u
         let (offload, _) = Offload::read_from_prefix(&header).expect("long enough");
         buf.offload = wire.believe(offload, bytes - wire.hdr);
     }
-    !runt
+    !none
 }
