@@ -16,7 +16,8 @@ const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 /// Where mappings are placed: above the heap of most programs and below 39 bits, the address width
 /// of the narrowest IOMMUs, because a virtual address of ours is also its I/O address.
-static NEXT_ADDRESS: AtomicUsize = AtomicUsize::new(0x10_0000_0000);
+static NEXT_ADDRESS: AtomicUsize = AtomicUsize::new(FIRST_ADDRESS);
+const FIRST_ADDRESS: usize = 0x10_0000_0000;
 const ADDRESS_LIMIT: usize = 1 << 39;
 
 /// What our own memory is to be made of.
@@ -313,6 +314,23 @@ fn page_of(fd: BorrowedFd<'_>) -> Result<usize, MapError> {
     Ok(if fs.f_type as i64 == HUGETLBFS_MAGIC { fs.f_bsize as usize } else { PageSize::Base.bytes() })
 }
 
+/// An address to ask for; 0, for any, when there is no room below the limit. A peer chooses the length and
+/// may map again and again: the range is gone through in turns, and what is still in use the kernel
+/// passes over.
+fn place(len: usize, align: usize) -> usize {
+    let Some(span) = len.checked_next_multiple_of(align).and_then(|span| span.checked_add(align)) else {
+        return 0;
+    };
+    let after =
+        |at: usize| at.checked_next_multiple_of(align)?.checked_add(span).filter(|&end| end <= ADDRESS_LIMIT);
+    let next = |at: usize| after(at).or_else(|| after(FIRST_ADDRESS));
+    // Relaxed: only a number, which no other memory depends on.
+    match NEXT_ADDRESS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+        Ok(at) => after(at).unwrap_or_else(|| after(FIRST_ADDRESS).expect("it just fitted")) - span,
+        Err(_) => 0,
+    }
+}
+
 fn map_shared(
     fd: BorrowedFd<'_>,
     offset: u64,
@@ -323,9 +341,7 @@ fn map_shared(
     // 2 MiB alignment lets transparent huge pages back an ordinary file; a gap of a page between
     // mappings turns an overrun into a fault.
     let align = page.max(PageSize::Huge2M.bytes());
-    let span = len.next_multiple_of(align) + align;
-    let at = NEXT_ADDRESS.fetch_add(span, Ordering::Relaxed).next_multiple_of(align);
-    let hint = if at.saturating_add(span) < ADDRESS_LIMIT { at } else { 0 };
+    let hint = place(len, align);
     let flags = if populate { MapFlags::SHARED | MapFlags::POPULATE } else { MapFlags::SHARED };
     // SAFETY: the address is a hint without MAP_FIXED: no existing mapping is touched.
     let base =
@@ -423,5 +439,21 @@ mod tests {
         let fd = map.fd().try_clone_to_owned().unwrap();
         let (part, at) = Map::file(fd, (2 << 20) + 0x3000, 0x1000).unwrap();
         assert_eq!((part.len(), part.page(), at), (2 << 20, 2 << 20, 0x3000));
+    }
+
+    #[test]
+    fn a_file_of_any_length_takes_no_addresses_from_others() {
+        for len in [1u64 << 40, 1 << 62, i64::MAX as u64] {
+            for _ in 0..9 {
+                // As large as the file says it is, which costs its sender nothing.
+                drop(Map::file(memfd(len), 0, len));
+            }
+        }
+        // More than there is below the limit, one after the other.
+        for _ in 0..20 {
+            let (map, _) = Map::file(memfd(1 << 35), 0, 1 << 35).unwrap();
+            let end = map.address() as usize + map.len();
+            assert!(end <= ADDRESS_LIMIT, "{map:?} lies beyond the reach of narrow IOMMUs");
+        }
     }
 }
