@@ -1,11 +1,12 @@
 //! Event descriptors: kicks, calls, bells.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
+use rustix::io::{ReadWriteFlags, preadv2};
 
 /// A counter that one side signals and the other waits for; never blocks.
 #[derive(Debug)]
@@ -36,14 +37,35 @@ impl EventFd {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Takes the count; whether there was any.
+    /// Takes the count; whether there was any. `O_NONBLOCK` belongs to the open file, so that a peer can
+    /// take it away: whether this read waits is its own business.
     pub(crate) fn clear(&self) -> bool {
-        rustix::io::read(&self.0, &mut [0u8; 8]).is_ok()
+        let mut count = [0u8; 8];
+        let nowhere = u64::MAX; // An eventfd has no places to read from.
+        preadv2(&self.0, &mut [IoSliceMut::new(&mut count)], nowhere, ReadWriteFlags::NOWAIT).is_ok()
     }
 }
 
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "system calls")]
+    fn clearing_never_waits_even_when_the_peer_made_it_blocking() {
+        let peer = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let kick = EventFd::adopt(Arc::clone(&peer)).unwrap();
+        let flags = rustix::fs::fcntl_getfl(&peer).unwrap();
+        rustix::fs::fcntl_setfl(&peer, flags - OFlags::NONBLOCK).unwrap();
+        assert!(!kick.clear());
+        kick.signal();
+        kick.signal();
+        assert!(kick.clear() && !kick.clear());
     }
 }
