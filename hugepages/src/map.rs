@@ -13,6 +13,8 @@ use crate::reserve;
 pub use crate::reserve::PageSize;
 
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+/// Of memfds and of files in `/dev/shm`.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// Where mappings are placed: above the heap of most programs and below 39 bits, the address width
 /// of the narrowest IOMMUs, because a virtual address of ours is also its I/O address.
@@ -115,7 +117,8 @@ impl Map {
     /// begin inside the mapping: huge pages are mapped whole, so the mapping may begin earlier.
     ///
     /// # Errors
-    /// A descriptor that is not a regular file, an empty or wrapping extent, a file shorter than the
+    /// A descriptor that is not a file in memory (on FUSE, say, each access would wait for whoever serves
+    /// it), an empty or wrapping extent, a file shorter than the
     /// extent (a later access would raise SIGBUS), or the kernel's refusal.
     pub fn file(fd: OwnedFd, offset: u64, len: u64) -> Result<(Map, usize), MapError> {
         let stat = fs::fstat(&fd).map_err(os("fstat of a memory fd"))?;
@@ -311,7 +314,11 @@ impl Drop for Map {
 fn page_of(fd: BorrowedFd<'_>) -> Result<usize, MapError> {
     let fs = fs::fstatfs(fd).map_err(os("fstatfs of a memory fd"))?;
     #[allow(clippy::unnecessary_cast)]
-    Ok(if fs.f_type as i64 == HUGETLBFS_MAGIC { fs.f_bsize as usize } else { PageSize::Base.bytes() })
+    match fs.f_type as i64 {
+        HUGETLBFS_MAGIC => Ok(fs.f_bsize as usize),
+        TMPFS_MAGIC => Ok(PageSize::Base.bytes()),
+        _ => Err(MapError::NotAFile("file on a disk, a network or FUSE")),
+    }
 }
 
 /// An address to ask for; 0, for any, when there is no room below the limit. A peer chooses the length and
@@ -396,8 +403,17 @@ mod tests {
         assert!(matches!(Map::file(pipe, 0, 4096), Err(MapError::NotAFile("pipe"))));
         let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(matches!(Map::file(socket.into(), 0, 4096), Err(MapError::NotAFile("socket"))));
+        // Pages of these come when somebody brings them.
+        for path in ["/proc/self/exe", "/proc/self/maps"] {
+            assert!(matches!(
+                Map::file(open(path), 0, 1),
+                Err(MapError::NotAFile(_) | MapError::PastEnd { .. })
+            ));
+        }
         // A file that cannot be written cannot be shared with a device.
-        assert!(Map::file(open("/proc/self/exe"), 0, 4096).is_err());
+        let file = memfd(8192);
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        assert!(matches!(Map::file(open(&path), 0, 4096), Err(MapError::Os { .. })));
     }
 
     #[test]
