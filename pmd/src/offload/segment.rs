@@ -11,6 +11,9 @@ use crate::spec::net;
 
 /// Bytes of headers a packet may have: Ethernet, two VLAN tags, IPv6 with extensions, TCP.
 pub const MAX_HEADERS: usize = 256;
+/// Frames a packet may become: more than one of 64 KiB with the least segment size of TCP in use, 48
+/// bytes. A sender that asks for more wants the receiver's core, not frames.
+pub const MAX_FRAMES: u32 = 2048;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -89,6 +92,9 @@ impl Segments {
             if tcp { header[l4 + 13] } else { 0 },
         );
         let (size, at) = (u32::from(offload.gso_size), headers as u32);
+        if (total - at).div_ceil(size) > MAX_FRAMES {
+            return None;
+        }
         Some(Segments { header, headers, l3, l4, ipv4, tcp, size, total, at, index: 0, id, seq, flags })
     }
 
@@ -314,6 +320,22 @@ mod tests {
             pool.settle(short.pop_front().unwrap().finish(0));
         }
         pool.settle(buf.finish(0));
+    }
+
+    #[test]
+    fn crumbs_for_segments_are_refused() {
+        let (mut pool, _) = Pool::new(1, 65536, Backing { page: PageSize::Base, node: None }).unwrap();
+        let mut packet = Vec::new();
+        let tcp = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+        tcp.tcp(1, 2, 1000, 500).write(&mut packet, &[7; 65_000]).unwrap();
+        let mut batch = lend(&mut pool, &packet, 65536);
+        for (gso_size, frames) in [(1, None), (31, None), (32, Some(2032)), (48, Some(1355))] {
+            let offload =
+                Offload { flags: 1, gso_type: 1, hdr_len: 54, gso_size, csum_start: 34, csum_offset: 16 };
+            let segments = Segments::of(&offload, batch.iter());
+            assert_eq!(segments.map(|segments| segments.left()), frames, "{gso_size} bytes");
+        }
+        pool.settle(batch.pop_front().unwrap().finish(0));
     }
 
     fn batch_of(pool: &mut Pool, from: &Buf, len: u32) -> Batch<Buf> {
