@@ -6,6 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hugepages::{Buf, Loan};
 
@@ -58,13 +59,45 @@ impl Ring {
 
     /// Reports the fault that has just retired the ring.
     #[cold]
-    fn retired(&self, counters: &Counters) {
+    fn retired(&self, counters: &Counters, complaints: &mut Complaints) {
         let fault = self.ring.fault().expect("asked after a fault");
         counters.faults.add(1);
-        tracing::error!("{}: ring retired: {fault}; the guest must reset its device", self.name);
+        if let Some(unsaid) = complaints.next(Instant::now()) {
+            let also =
+                if unsaid > 0 { format!(" ({unsaid} more since the last line)") } else { String::new() };
+            tracing::error!("{}: ring retired: {fault}; the guest must reset its device{also}", self.name);
+        }
         if let Some(err) = &self.events.err {
             err.signal();
         }
+    }
+}
+
+/// Lines that one ring's faults may put into the log in a second.
+const LINES: u32 = 16;
+
+/// Faults and the log: a front-end can start a ring again and again over the same fault, and writing
+/// lines is the core's time.
+#[derive(Debug, Default)]
+struct Complaints {
+    since: Option<Instant>,
+    lines: u32,
+    unsaid: u64,
+}
+
+impl Complaints {
+    /// Of a fault at `now`: whether it is to be logged, and how many before it were not.
+    fn next(&mut self, now: Instant) -> Option<u64> {
+        let second = Duration::from_secs(1);
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= second) {
+            (self.since, self.lines) = (Some(now), 0);
+        }
+        if self.lines == LINES {
+            self.unsaid += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.unsaid))
     }
 }
 
@@ -76,6 +109,8 @@ pub(super) struct VhostQueue {
     stash: Batch<Buf>,
     done: Batch<Loan>,
     leaving: [bool; 2],
+    /// By side.
+    complaints: [Complaints; 2],
     door: Inside,
     counters: Arc<Counters>,
 }
@@ -109,6 +144,7 @@ impl VhostQueue {
             stash: Batch::default(),
             done: Batch::default(),
             leaving: [false; 2],
+            complaints: Default::default(),
             door,
             counters,
         }
@@ -188,7 +224,7 @@ impl Queue for VhostQueue {
             ring.publish(&self.counters);
         }
         if !had && ring.ring.fault().is_some() {
-            ring.retired(&self.counters);
+            ring.retired(&self.counters, &mut self.complaints[Side::FromGuest as usize]);
         }
         packets
     }
@@ -207,7 +243,7 @@ impl Queue for VhostQueue {
             ring.call(&self.counters);
         }
         if !had && ring.ring.fault().is_some() {
-            ring.retired(&self.counters);
+            ring.retired(&self.counters, &mut self.complaints[Side::ToGuest as usize]);
             ring.ring.unpop(&mut self.stash);
         }
         packets
@@ -281,5 +317,20 @@ impl Drop for VhostQueue {
             ring.publish(&self.counters);
         }
         self.door.close([self.from_guest.take(), self.to_guest.take()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_faults_is_a_few_lines_a_second_that_count_the_others() {
+        let mut complaints = Complaints::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!((0..LINES).all(|_| complaints.next(at(5)) == Some(0)));
+        assert!((0..900).all(|i| complaints.next(at(5 + i)).is_none()));
+        assert_eq!([complaints.next(at(1005)), complaints.next(at(1006))], [Some(900), Some(0)]);
     }
 }
