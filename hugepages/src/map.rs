@@ -21,6 +21,8 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 static NEXT_ADDRESS: AtomicUsize = AtomicUsize::new(FIRST_ADDRESS);
 const FIRST_ADDRESS: usize = 0x10_0000_0000;
 const ADDRESS_LIMIT: usize = 1 << 39;
+/// Places that are tried, in use by others, before any address will do.
+const PLACES: usize = 64;
 
 /// What our own memory is to be made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,8 +324,7 @@ fn page_of(fd: BorrowedFd<'_>) -> Result<usize, MapError> {
 }
 
 /// An address to ask for; 0, for any, when there is no room below the limit. A peer chooses the length and
-/// may map again and again: the range is gone through in turns, and what is still in use the kernel
-/// passes over.
+/// may map again and again: the range is gone through in turns.
 fn place(len: usize, align: usize) -> usize {
     let Some(span) = len.checked_next_multiple_of(align).and_then(|span| span.checked_add(align)) else {
         return 0;
@@ -348,12 +349,24 @@ fn map_shared(
     // 2 MiB alignment lets transparent huge pages back an ordinary file; a gap of a page between
     // mappings turns an overrun into a fault.
     let align = page.max(PageSize::Huge2M.bytes());
-    let hint = place(len, align);
     let flags = if populate { MapFlags::SHARED | MapFlags::POPULATE } else { MapFlags::SHARED };
-    // SAFETY: the address is a hint without MAP_FIXED: no existing mapping is touched.
-    let base =
-        unsafe { mm::mmap(hint as *mut _, len, ProtFlags::READ | ProtFlags::WRITE, flags, fd, offset) }?;
-    Ok(NonNull::new(base.cast()).expect("mmap does not return null"))
+    let map = |at: usize, flags| {
+        // SAFETY: at no address, or at one that MAP_FIXED_NOREPLACE takes only if nothing is there: no
+        // existing mapping is touched.
+        let base =
+            unsafe { mm::mmap(at as *mut _, len, ProtFlags::READ | ProtFlags::WRITE, flags, fd, offset) };
+        base.map(|base| NonNull::new(base.cast()).expect("mmap does not return null"))
+    };
+    for _ in 0..PLACES {
+        match place(len, align) {
+            0 => break,
+            at => match map(at, flags | MapFlags::FIXED_NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                mapped => return mapped,
+            },
+        }
+    }
+    map(0, flags)
 }
 
 #[cfg(all(test, not(miri)))]
