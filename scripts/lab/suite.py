@@ -25,6 +25,9 @@ from process import end_with_parent
 SKIPPED, UNABLE = 77, 78  # exit statuses of a scenario's process
 
 
+TARGET = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
+
+
 @dataclasses.dataclass
 class Test:
     name: str
@@ -46,6 +49,10 @@ def unit_tests():
         Test("clippy", "unit", cargo("clippy", "--workspace", "--all-targets", "--", "-D", "warnings"), 900,
              "clippy, warnings are errors"),
         Test("tests", "unit", cargo("test", "--workspace", "--quiet"), 1200, "cargo test --workspace"),
+        Test("loom", "unit", ["env", "RUSTFLAGS=--cfg loom", f"CARGO_TARGET_DIR={TARGET}/loom",
+                              *cargo("test", "--quiet", "-p", "pmd", "--lib", "loom")], 600,
+             "what two threads touch, in every order (loom)"),
+        Test("miri", "unit", [str(ROOT / "scripts/miri")], 1200, "unit tests under Miri"),
         Test("docs", "unit", cargo("doc", "--workspace", "--no-deps"), 600, "documentation builds without a warning"),
         Test("build", "unit", cargo("build", "--release", "--bins"), 1200, "release build of the applications"),
         Test("demo", "unit", scenario_argv("demo"), 60, "testpmd without arguments, root or huge pages"),
