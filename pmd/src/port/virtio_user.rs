@@ -9,7 +9,7 @@
 //! - `memory`: where everything lies in the one mapping
 //! - `frames`: the frames of one queue: free, on loan, in a ring
 //! - `door`: how rings come to a queue on its core
-//! - `wire`, `receive`, `send`: the header, and packets off and onto the rings
+//! - `wire`, `receive`, `scatter`, `send`: the header, and packets off and onto the rings
 //! - `queue`: the data side
 //! - `front`: the vhost-user protocol, the front-end's side
 //! - `control`: the thread that connects, negotiates, watches and connects again
@@ -21,6 +21,7 @@ mod front;
 mod memory;
 mod queue;
 mod receive;
+mod scatter;
 mod send;
 mod wire;
 
@@ -37,7 +38,7 @@ use crate::spec::virtio as v;
 use control::{Control, State};
 use memory::Memory;
 
-/// Most buffers one packet may take in a ring; a packet of 64 KiB takes 33 of the smallest frames.
+/// Most buffers one packet may take in a ring; a packet of 64 KiB takes 32 of the smallest frames.
 pub const MAX_SEGMENTS: usize = 64;
 /// Bytes before the payload that a frame has room for: Ethernet and two VLAN tags.
 const LINK_HEADER: u32 = 22;
@@ -118,10 +119,11 @@ impl Config {
         features
     }
 
-    /// Bytes of a frame: a power of two. Without mergeable buffers one must hold a whole packet.
+    /// Bytes of a frame. Without mergeable buffers one must hold a whole packet. An odd number of cache
+    /// lines, so that the first lines of frames do not all fall into the same few sets of the cache.
     fn frame(&self) -> u32 {
-        let whole = net::HDR_LEN + LINK_HEADER + self.mtu;
-        if self.mrg_rxbuf { 2048 } else { whole.next_power_of_two().max(2048) }
+        let whole = if self.mrg_rxbuf { 0 } else { net::HDR_LEN + LINK_HEADER + self.mtu };
+        whole.max(2048).next_multiple_of(64) | 64
     }
 
     fn check(&self, name: &str) -> Result<(), PortError> {

@@ -20,7 +20,6 @@ pub(super) struct Frames {
     origin: u64,
     at: u64,
     frame: u32,
-    shift: u32,
     reserve: usize,
     /// The frame that came back last goes out first, while it is in the cache.
     free: Vec<u16>,
@@ -34,13 +33,11 @@ pub(super) struct Frames {
 impl Frames {
     pub(super) fn new(memory: &Memory, queue: u16) -> Frames {
         let (n, frame, size) = (memory.frames(), memory.frame(), usize::from(memory.size()));
-        assert!(frame.is_power_of_two());
         Frames {
             lender: Lender::new(Arc::clone(memory.table())),
             origin: memory.region().map.address(),
             at: memory.frames_at(queue),
             frame,
-            shift: frame.trailing_zeros(),
             reserve: RESERVE.min(size),
             free: (0..n).rev().map(|i| i as u16).collect(),
             link: vec![NONE; n].into(),
@@ -81,7 +78,7 @@ impl Frames {
     /// Address of a frame.
     #[inline(always)]
     pub(super) fn address(&self, frame: u16) -> u64 {
-        self.at + (u64::from(frame) << self.shift)
+        self.at + u64::from(frame) * u64::from(self.frame)
     }
 
     /// A free frame, to send with.
@@ -108,8 +105,7 @@ impl Frames {
     #[inline(always)]
     pub(super) fn headroom(&self, buf: &Buf, room: u32) -> Option<u64> {
         let at = buf.iova() - self.origin;
-        let before = (at - self.at) & u64::from(self.frame - 1);
-        (before >= u64::from(room)).then_some(at)
+        (at - self.address(buf.id()) >= u64::from(room)).then_some(at)
     }
 
     /// Lends `len` bytes of `frame` at `at`, writable.
@@ -122,6 +118,12 @@ impl Frames {
     #[inline(always)]
     pub(super) fn filled(&self, buf: Buf) {
         self.lender.settle(buf.finish(0));
+    }
+
+    /// Takes the first `n` buffers of `bufs`, its own, off loan; their frames are not free.
+    #[inline(always)]
+    pub(super) fn take_back(&self, bufs: &mut Batch<Buf>, n: usize) {
+        self.lender.take_back(bufs, n);
     }
 
     /// Takes a buffer of its own back to free.

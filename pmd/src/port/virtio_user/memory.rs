@@ -72,7 +72,7 @@ impl Memory {
         self.queues
     }
 
-    /// Bytes of a frame, a power of two.
+    /// Bytes of a frame.
     pub(super) fn frame(&self) -> u32 {
         self.frame
     }

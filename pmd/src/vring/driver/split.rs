@@ -17,6 +17,9 @@ const ENTRIES: usize = 2;
 /// The driver's side of a split ring.
 pub struct Split {
     size: u16,
+    /// The size less one. A word of its own: loaded together with a field that has just been written, it
+    /// waits for that, which makes 36 ns of 24 (`cargo bench -p benches --bench virtio_user`).
+    mask: usize,
     event_idx: bool,
     in_order: bool,
     /// Two words a descriptor: address; length, flags and next.
@@ -53,6 +56,7 @@ impl Ring for Split {
         let n = usize::from(areas.size);
         Ok(Split {
             size: areas.size,
+            mask: n - 1,
             event_idx: areas.has(v::F_EVENT_IDX),
             in_order: areas.has(v::F_IN_ORDER),
             desc: table.window(areas.desc, 2 * n)?,
@@ -187,7 +191,7 @@ impl Split {
         self.out += 1;
         let slot = &mut self.slots[usize::from(head)];
         (slot.descs, slot.room) = (descs, room);
-        let entry = ENTRIES + usize::from(self.next & (self.size - 1));
+        let entry = ENTRIES + (usize::from(self.next) & self.mask);
         self.avail.set(entry, head);
         self.next = self.next.wrapping_add(1);
     }
@@ -208,7 +212,7 @@ impl Split {
     /// The used element at the place of the next one, if it can be one.
     #[inline(always)]
     fn element(&self) -> Result<Used, Lie> {
-        let at = usize::from(self.taken & (self.size - 1));
+        let at = usize::from(self.taken) & self.mask;
         let (id, len) = (self.elements.get(1 + 2 * at), self.elements.get(2 + 2 * at));
         if id >= u32::from(self.size) {
             return Err(Lie::Range { id: id.min(0xffff) as u16, size: self.size });
@@ -234,7 +238,7 @@ impl Split {
         }
         self.taken = self.taken.wrapping_add(1);
         let Slot { descs, room, .. } = self.slots[usize::from(id)];
-        self.oldest = (id + descs) & (self.size - 1);
+        self.oldest = ((usize::from(id) + usize::from(descs)) & self.mask) as u16;
         self.batch = (id != end.id).then_some(end);
         self.home(id);
         Ok(if id == end.id { end } else { Used { id, len: room } })
