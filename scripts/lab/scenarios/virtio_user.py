@@ -61,7 +61,7 @@ def virtio_user_ovs(full):
     rounds, each = (20 if full else 5), ring // 2 - 64
     peer = Peer("virtio-user", f"net_virtio_user0,path={theirs_at},queue_size={ring}", ring=ring, size=(64, 1500),
                 count=each, memory_mib=128)
-    packets = 500_000 if full else 50_000
+    packets = 100_000 if full else 50_000
     rate = peer.circulate(packets, 64)
     figure(f"{packets:,} circulated through the switch at {rate:.2f} Mpps, none lost")
     figure(f"{peer.exchange_often(rounds):,} frames compared, none lost")
