@@ -283,6 +283,7 @@ mod fixture {
     }
 
     /// Packets of one, two, three buffers in turn, as far as frames and room reach.
+    #[cfg_attr(loom, allow(dead_code))]
     pub(super) fn fill(pool: &mut Pool, batch: &mut Batch<Buf>, next: &mut u32) -> usize {
         let before = batch.len();
         loop {
