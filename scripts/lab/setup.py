@@ -21,6 +21,7 @@ PACKAGES = {
     "sysctl": "procps",
     "cc": "gcc",
 }
+VALGRIND = {"valgrind": "valgrind"}
 
 
 def present(thing):
@@ -41,17 +42,23 @@ def step(argv):
 
 def ready(tests):
     """Does what the chosen tests need; without root it says what will be skipped."""
-    if not any(t.group == "interop" for t in tests):
+    interop = any(t.group == "interop" for t in tests)
+    wanted = PACKAGES if interop else {}
+    if any(t.name == "instructions" for t in tests):
+        wanted = wanted | VALGRIND
+    missing = sorted({package for thing, package in wanted.items() if not present(thing)})
+    if not interop and not missing:
         return
     print("--- set-up", flush=True)
     if not place.is_root():
-        print("    not root: nothing is installed or reserved, and the interop scenarios are skipped", flush=True)
+        print("    not root: nothing is installed or reserved; what needs it is skipped", flush=True)
         return
-    missing = sorted({package for thing, package in PACKAGES.items() if not present(thing)})
     if missing:
         print(f"    installing {' '.join(missing)}", flush=True)
         step(["apt-get", "update", "-q"])
         step(["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing])
+    if not interop:
+        return
     step([ROOT / "scripts/setup"])
     if any(t.name.startswith("guest") for t in tests):
         step([ROOT / "scripts/lab/fetch"])

@@ -55,6 +55,7 @@ def unit_tests():
         Test("miri", "unit", [str(ROOT / "scripts/miri")], 1200, "unit tests under Miri"),
         Test("docs", "unit", cargo("doc", "--workspace", "--no-deps"), 600, "documentation builds without a warning"),
         Test("build", "unit", cargo("build", "--release", "--bins"), 1200, "release build of the applications"),
+        Test("instructions", "unit", [str(ROOT / "scripts/instructions")], 600, "instructions per packet, against the table"),
         Test("demo", "unit", scenario_argv("demo"), 60, "testpmd without arguments, root or huge pages"),
     ]
 
