@@ -199,6 +199,24 @@ impl<T> Batch<T> {
         self.rewind();
     }
 
+    /// The free slots behind the last item, at least `n` of them if there is so much room.
+    #[inline(always)]
+    pub(crate) fn back(&mut self, n: usize) -> &mut [MaybeUninit<T>] {
+        if CAP - self.tail < n && self.head > 0 {
+            self.compact();
+        }
+        &mut self.slots[self.tail..]
+    }
+
+    /// Adds the first `n` of [`Batch::back`] to the items.
+    ///
+    /// # Safety
+    /// They are initialised.
+    #[inline(always)]
+    pub(crate) unsafe fn grow(&mut self, n: usize) {
+        self.tail += n;
+    }
+
     #[inline(always)]
     fn rewind(&mut self) {
         if self.head == self.tail {
@@ -235,6 +253,14 @@ impl Lender {
         let n = n.min(bufs.len());
         self.count_home(&bufs.as_slice()[..n]);
         bufs.forget_front(n);
+    }
+
+    /// Takes its own receipts from the front of `loans`, up to the first that is another's: `home` is
+    /// told number and bytes written of each.
+    #[inline(always)]
+    pub fn settle_front(&self, loans: &mut Batch<Loan>, home: impl FnMut(u16, u32)) {
+        let n = self.count_loans(loans.as_slice(), home);
+        loans.forget_front(n);
     }
 }
 

@@ -6,14 +6,14 @@
 //! table, so that no `Buf` ever dangles.
 
 use std::cell::Cell;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::copy;
-use crate::table::{OutOfRange, Table};
+use crate::table::{OutOfRange, Span, Table};
 
 /// Plain data: any bytes are a valid value, and it has no padding.
 pub trait Pod: FromBytes + IntoBytes + Immutable + Copy {}
@@ -38,8 +38,34 @@ pub struct Offload {
     pub csum_offset: u16,
 }
 
-const MORE: u8 = 1;
-const WRITE: u8 = 2;
+pub(crate) const MORE: u8 = 1;
+pub(crate) const WRITE: u8 = 2;
+
+/// Whose loan, and which: the owner in the upper half, its own number in the lower. One word, so that a
+/// buffer becomes a receipt by one load and one store.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct Tag(NonZeroU32);
+
+impl Tag {
+    #[inline(always)]
+    pub(crate) fn new(owner: NonZeroU16, id: u16) -> Tag {
+        let word = u32::from(owner.get()) << 16 | u32::from(id);
+        // SAFETY: its upper half is not zero.
+        Tag(unsafe { NonZeroU32::new_unchecked(word) })
+    }
+
+    #[inline(always)]
+    fn owner(self) -> NonZeroU16 {
+        // SAFETY: new() put a number there that is not zero.
+        unsafe { NonZeroU16::new_unchecked((self.0.get() >> 16) as u16) }
+    }
+
+    #[inline(always)]
+    fn id(self) -> u16 {
+        self.0.get() as u16
+    }
+}
 
 /// A range of bytes on loan: part of a packet, or room for one.
 ///
@@ -50,11 +76,10 @@ const WRITE: u8 = 2;
 #[must_use = "a Buf must be finished, or its lender waits for it forever"]
 #[repr(C)]
 pub struct Buf {
-    at: NonNull<u8>,
-    len: u32,
-    id: u16,
-    owner: NonZeroU16,
-    flags: u8,
+    pub(crate) at: NonNull<u8>,
+    pub(crate) len: u32,
+    pub(crate) tag: Tag,
+    pub(crate) flags: u8,
     /// What is left to do to the packet; meaningful in its first buffer.
     pub offload: Offload,
 }
@@ -68,10 +93,26 @@ unsafe impl Send for Buf {}
 /// The receipt of a finished [`Buf`]: who lent it, which of theirs it is, and what was written.
 #[derive(Debug)]
 #[must_use = "a Loan must be settled, or its lender waits for it forever"]
+#[repr(C)]
 pub struct Loan {
-    owner: NonZeroU16,
-    id: u16,
     written: u32,
+    tag: Tag,
+}
+
+impl Offload {
+    /// As two words, the first 8 bytes and the last 2.
+    #[inline(always)]
+    pub fn words(self) -> (u64, u16) {
+        let [a, b, c, d, high]: [u16; 5] = zerocopy::transmute!(self);
+        (u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48, high)
+    }
+
+    /// Whether the packet is complete as it is.
+    #[inline(always)]
+    pub fn is_none(self) -> bool {
+        let (low, high) = self.words();
+        low | u64::from(high) == 0
+    }
 }
 
 const _: () = assert!(size_of::<Loan>() == 8 && size_of::<Option<Loan>>() == 8);
@@ -80,7 +121,7 @@ impl Loan {
     /// The lender it belongs to, see [`Lender::owner`].
     #[inline(always)]
     pub fn owner(&self) -> NonZeroU16 {
-        self.owner
+        self.tag.owner()
     }
 }
 
@@ -118,13 +159,13 @@ impl Buf {
     /// Who lent it, see [`Lender::owner`].
     #[inline(always)]
     pub fn owner(&self) -> NonZeroU16 {
-        self.owner
+        self.tag.owner()
     }
 
     /// The lender's own number for it.
     #[inline(always)]
     pub fn id(&self) -> u16 {
-        self.id
+        self.tag.id()
     }
 
     /// The address a device is given: I/O addresses equal virtual ones.
@@ -146,6 +187,22 @@ impl Buf {
     #[inline(always)]
     pub fn truncate(&mut self, n: u32) {
         self.len = self.len.min(n);
+    }
+
+    /// Takes a header of `HEADER` bytes (10 or 12) off the front: its first 8 and the next 2. `None`: it
+    /// is shorter.
+    #[inline(always)]
+    pub fn take_header<const HEADER: u32>(&mut self) -> Option<(u64, u16)> {
+        const { assert!(HEADER == 12 || HEADER == 10, "a header of 10 or 12 bytes") };
+        let rest = self.len.checked_sub(HEADER)?;
+        // SAFETY: there are HEADER bytes, at least 10; any are valid integers.
+        let header = unsafe {
+            let at = self.at.as_ptr();
+            self.at = self.at.add(HEADER as usize);
+            (copy::load(at.cast::<u64>()), copy::load(at.add(8).cast::<u16>()))
+        };
+        self.len = rest;
+        Some(header)
     }
 
     /// A copy of the value at byte `off`; `None` if it does not fit. Values of 1, 2, 4 and 8 bytes are
@@ -218,29 +275,28 @@ impl Buf {
         n
     }
 
-    /// Writes a prefix of 12 bytes (`low`, then `high`) or of 10 (`low`, then half of `high`) and all of
-    /// this buffer behind it to the front of `dst`, which then has just that length. `false`: it does
-    /// not fit or `dst` may not be written; nothing is written then.
-    ///
-    /// # Panics
-    /// When `prefix` is another number, before anything is written.
+    /// Copies this packet into one buffer: writes `prefix` (8 bytes, then as many of the other 4 as
+    /// `PREFIX` has beyond them: it is 10 or 12) and all of this buffer behind it to the front of `dst`,
+    /// which then has just that length. `false`, and nothing is written, unless both are the only buffer
+    /// of their packet, this one has bytes, they fit, and `dst` may be written.
     #[inline(always)]
-    pub fn copy_behind(&self, (low, high): (u64, u32), prefix: u32, dst: &mut Buf) -> bool {
-        assert!(prefix == 12 || prefix == 10, "a prefix of 10 or 12 bytes");
-        let whole = u64::from(prefix) + u64::from(self.len);
-        if !dst.writable() || whole > u64::from(dst.len) {
+    pub fn copy_whole<const PREFIX: u32>(&self, prefix: (u64, u32), dst: &mut Buf) -> bool {
+        const { assert!(PREFIX == 12 || PREFIX == 10, "a prefix of 10 or 12 bytes") };
+        let whole = u64::from(PREFIX) + u64::from(self.len);
+        let alone = (self.flags & MORE) | dst.flags == WRITE;
+        if !alone || self.len == 0 || whole > u64::from(dst.len) {
             return false;
         }
         let at = dst.at.as_ptr();
         // SAFETY: the prefix and the bytes behind it fit `dst`, which may be written.
         unsafe {
-            copy::store(low, at.cast());
-            if prefix == 12 {
-                copy::store(high, at.add(8).cast());
+            copy::store(prefix.0, at.cast());
+            if PREFIX == 12 {
+                copy::store(prefix.1, at.add(8).cast());
             } else {
-                copy::store(high as u16, at.add(8).cast());
+                copy::store(prefix.1 as u16, at.add(8).cast());
             }
-            copy::bytes(self.at.as_ptr(), at.add(prefix as usize), self.len as usize);
+            copy::bytes(self.at.as_ptr(), at.add(PREFIX as usize), self.len as usize);
         }
         dst.len = whole as u32;
         true
@@ -267,7 +323,7 @@ impl Buf {
     /// Ends the loan: the receipt says that `written` bytes were written to it.
     #[inline(always)]
     pub fn finish(self, written: u32) -> Loan {
-        Loan { owner: self.owner, id: self.id, written }
+        Loan { written, tag: self.tag }
     }
 
     #[inline(always)]
@@ -300,10 +356,8 @@ pub struct Lender {
     table: Arc<Table>,
     owner: NonZeroU16,
     out: Cell<u32>,
-    /// The region of the last look-up: start, length, address of its first byte.
-    start: Cell<u64>,
-    size: Cell<u64>,
-    base: Cell<NonNull<u8>>,
+    /// The region of the last look-up.
+    pub(crate) span: Cell<Span>,
 }
 
 // SAFETY: the cached address points into `table`, which goes along.
@@ -320,9 +374,7 @@ impl Lender {
             table,
             owner,
             out: Cell::new(0),
-            start: Cell::new(0),
-            size: Cell::new(0),
-            base: Cell::new(NonNull::dangling()),
+            span: Cell::new(Span { start: 0, size: 0, base: NonNull::dangling() }),
         }
     }
 
@@ -367,20 +419,42 @@ impl Lender {
     /// When the receipt is another lender's.
     #[inline(always)]
     pub fn settle(&self, loan: Loan) -> (u16, u32) {
-        if loan.owner != self.owner {
-            foreign(loan.owner, self.owner);
+        if loan.owner() != self.owner {
+            foreign(loan.owner(), self.owner);
         }
         self.out.set(self.out.get() - 1);
-        (loan.id, loan.written)
+        (loan.tag.id(), loan.written)
+    }
+
+    /// Counts `n` more as out.
+    #[inline(always)]
+    pub(crate) fn count_out(&self, n: usize) {
+        self.out.set(self.out.get() + n as u32);
     }
 
     /// Counts these as home, for a caller that forgets them: see `Lender::take_back`.
     #[inline(always)]
     pub(crate) fn count_home(&self, bufs: &[Buf]) {
-        if let Some(buf) = bufs.iter().find(|buf| buf.owner != self.owner) {
-            foreign(buf.owner, self.owner);
+        if let Some(buf) = bufs.iter().find(|buf| buf.owner() != self.owner) {
+            foreign(buf.owner(), self.owner);
         }
         self.out.set(self.out.get() - bufs.len() as u32);
+    }
+
+    /// Calls `home` with number and bytes written of its own receipts at the front of `loans`, up to the
+    /// first that is another's, and counts them as home; how many.
+    #[inline(always)]
+    pub(crate) fn count_loans(&self, loans: &[Loan], mut home: impl FnMut(u16, u32)) -> usize {
+        let mut n = 0;
+        for loan in loans {
+            if loan.owner() != self.owner {
+                break;
+            }
+            home(loan.tag.id(), loan.written);
+            n += 1;
+        }
+        self.out.set(self.out.get() - n as u32);
+        n
     }
 
     /// A copy of the value at `gpa`, for tables that a guest keeps outside its rings.
@@ -398,27 +472,26 @@ impl Lender {
     fn lend_as(&self, gpa: u64, len: u32, id: u16, flags: u8) -> Result<Buf, OutOfRange> {
         let at = self.locate(gpa, len)?;
         self.out.set(self.out.get() + 1);
-        Ok(Buf { at, len, id, owner: self.owner, flags, offload: Offload::default() })
+        Ok(Buf { at, len, tag: Tag::new(self.owner, id), flags, offload: Offload::default() })
     }
 
     #[inline(always)]
     fn locate(&self, gpa: u64, len: u32) -> Result<NonNull<u8>, OutOfRange> {
-        let at = gpa.wrapping_sub(self.start.get());
-        if at < self.size.get() && u64::from(len) <= self.size.get() - at {
-            // SAFETY: at lies inside the region, whose mapping `table` keeps alive.
-            return Ok(unsafe { self.base.get().add(at as usize) });
+        if let Some(at) = self.span.get().locate(gpa, len) {
+            return Ok(at);
         }
-        self.locate_slow(gpa, len)
+        let span = self.look_up(gpa).ok_or(OutOfRange { gpa, len: len.into() })?;
+        span.locate(gpa, len).ok_or(OutOfRange { gpa, len: len.into() })
     }
 
+    /// Finds the region of an address and keeps it for the next.
     #[cold]
-    fn locate_slow(&self, gpa: u64, len: u32) -> Result<NonNull<u8>, OutOfRange> {
-        let at = self.table.translate(gpa, u64::from(len))?;
-        let region = self.table.find(gpa).expect("translated just now");
-        self.start.set(region.gpa);
-        self.size.set(region.len);
-        self.base.set(region.va());
-        Ok(at)
+    #[inline(never)]
+    pub(crate) fn look_up(&self, gpa: u64) -> Option<Span> {
+        let region = self.table.find(gpa)?;
+        let span = Span { start: region.gpa, size: region.len, base: region.va() };
+        self.span.set(span);
+        Some(span)
     }
 }
 
@@ -497,11 +570,37 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a prefix of 10 or 12 bytes")]
-    fn refuses_a_prefix_that_its_header_would_not_fit() {
+    fn copies_whole_packets_into_what_holds_them_and_nothing_else() {
         let lender = lender(4096);
-        let (empty, mut last) = (lender.lend(0, 0, 0).unwrap(), lender.lend_writable(4095, 1, 1).unwrap());
-        empty.copy_behind((0, 0), 0, &mut last);
+        let lend = |at, len| lender.lend_writable(at, len, 9).unwrap();
+        let mut from = lend(0, 5);
+        assert_eq!(from.write(0, b"abcde"), 5);
+        let prefix = (0x0807_0605_0403_0201, 0x0c0b_0a09);
+        for (mut to, fits) in [
+            (lend(100, 17), true),
+            (lend(100, 16), false),
+            (lender.lend(100, 64, 1).unwrap(), false),
+            (lend(100, 0), false),
+        ] {
+            assert_eq!(from.copy_whole::<12>(prefix, &mut to), fits);
+            let mut bytes = [0; 20];
+            assert_eq!(to.read(0, &mut bytes), (to.len() as usize).min(20));
+            assert!(!fits || to.len() == 17);
+            assert!(!fits || bytes == *b"\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0cabcde\0\0\0");
+            let _ = to.finish(0);
+        }
+        let mut to = lend(200, 15);
+        assert!(from.copy_whole::<10>(prefix, &mut to) && to.peek(8) == Some(*b"\x09\x0aabcde"));
+        let (mut room, empty) = (lend(300, 64), lend(0, 0));
+        assert!(!empty.copy_whole::<12>(prefix, &mut room));
+        room.set_more(true);
+        assert!(!from.copy_whole::<12>(prefix, &mut room));
+        room.set_more(false);
+        from.set_more(true);
+        assert!(!from.copy_whole::<12>(prefix, &mut room));
+        for buf in [from, to, room, empty] {
+            let _ = buf.finish(0);
+        }
     }
 
     #[test]

@@ -21,11 +21,14 @@ pub mod io;
 pub mod pool;
 pub mod private;
 pub mod batch;
+mod lending;
+pub mod room;
 
 pub use batch::Batch;
 pub use buf::{Buf, Lender, Loan, Offload, Pod};
 pub use map::{Backing, Map, MapError, PageSize};
 pub use pool::Pool;
 pub use private::Private;
+pub use room::{Reach, Room};
 pub use table::{OutOfRange, Region, Table, TableError};
 pub use window::{CheckedWindow, Window, Word, Words};

@@ -60,6 +60,27 @@ impl Region {
     }
 }
 
+/// A region of a table as a loop keeps it in registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) start: u64,
+    pub(crate) size: u64,
+    pub(crate) base: NonNull<u8>,
+}
+
+impl Span {
+    /// The address of `len` bytes that lie in it.
+    #[inline(always)]
+    pub(crate) fn locate(&self, gpa: u64, len: u32) -> Option<NonNull<u8>> {
+        let at = gpa.wrapping_sub(self.start);
+        if at >= self.size || u64::from(len) > self.size - at {
+            return None;
+        }
+        // SAFETY: at lies inside the region, whose mapping the lender's table keeps alive.
+        Some(unsafe { self.base.add(at as usize) })
+    }
+}
+
 /// The memory table of one guest: an unchanging list of regions, shared as `Arc<Table>`. A change of
 /// guest memory makes a new table; the old one lives until the last window or buffer into it is gone.
 #[derive(Debug)]

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
+use zerocopy::FromBytes;
+
 use crate::table::{OutOfRange, Table};
 
 mod sealed {
@@ -18,7 +20,9 @@ mod sealed {
 }
 
 /// A word that the machine reads and writes at once: `u16`, `u32`, `u64`.
-pub trait Word: sealed::Sealed + Copy + Send + AtomicAccess + Default + std::fmt::Debug + 'static {
+pub trait Word:
+    sealed::Sealed + Copy + Send + AtomicAccess + Default + FromBytes + std::fmt::Debug + 'static
+{
     #[doc(hidden)]
     /// # Safety
     /// `at` is aligned and mapped.
@@ -59,6 +63,18 @@ pub trait Words<T: Word>: Send {
     fn acquire(&self, i: usize) -> T;
     /// Sets word `i` after everything that precedes in program order.
     fn release(&self, i: usize, value: T);
+    /// Words `2 i` and `2 i + 1`, unordered; `None`: they are not both in the window.
+    fn pair(&self, i: usize) -> Option<(T, T)>;
+    /// The same; what follows in program order, and word `2 i`, is read after word `2 i + 1`.
+    fn acquire_pair(&self, i: usize) -> Option<(T, T)>;
+    /// Words `from` to `from + n`, unordered.
+    fn run(&self, from: usize, n: usize) -> impl Iterator<Item = T>;
+    /// Pairs `from` to `from + n`; each as [`Words::acquire_pair`].
+    fn acquire_pairs(&self, from: usize, n: usize) -> impl Iterator<Item = (T, T)>;
+    /// Sets words `2 i + 1` for `i` from `from` on, unordered.
+    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T>);
+    /// Copies whole words to word `from` on, unordered.
+    fn copy_in(&self, from: usize, bytes: &[u8]);
 }
 
 impl Table {
@@ -130,6 +146,26 @@ impl<T: Word> Window<T> {
         // SAFETY: i < n.
         unsafe { self.at.as_ptr().add(i) }
     }
+
+    /// The first of `n` words.
+    #[inline(always)]
+    fn words(&self, from: usize, n: usize) -> *mut T {
+        if from > self.n || n > self.n - from {
+            outside(from.saturating_add(n), self.n);
+        }
+        // SAFETY: from <= n.
+        unsafe { self.at.as_ptr().add(from) }
+    }
+
+    /// The first of the two words of pair `i`.
+    #[inline(always)]
+    fn pair_at(&self, i: usize) -> Option<*mut T> {
+        if i >= self.n >> 1 {
+            return None;
+        }
+        // SAFETY: 2 i + 1 < n.
+        Some(unsafe { self.at.as_ptr().add(2 * i) })
+    }
 }
 
 impl<T: Word> Words<T> for Window<T> {
@@ -152,6 +188,54 @@ impl<T: Word> Words<T> for Window<T> {
     fn release(&self, i: usize, value: T) {
         // SAFETY: as in get().
         unsafe { T::store(self.word(i), value, Ordering::Release) }
+    }
+    #[inline(always)]
+    fn pair(&self, i: usize) -> Option<(T, T)> {
+        let at = self.pair_at(i)?;
+        // SAFETY: pair_at() checked both words; new() promised the rest.
+        Some(unsafe { (T::load(at, Ordering::Relaxed), T::load(at.add(1), Ordering::Relaxed)) })
+    }
+    #[inline(always)]
+    fn acquire_pair(&self, i: usize) -> Option<(T, T)> {
+        let at = self.pair_at(i)?;
+        // SAFETY: as in pair().
+        unsafe {
+            let high = T::load(at.add(1), Ordering::Acquire);
+            Some((T::load(at, Ordering::Relaxed), high))
+        }
+    }
+    #[inline(always)]
+    fn run(&self, from: usize, n: usize) -> impl Iterator<Item = T> {
+        let first = self.words(from, n);
+        // SAFETY: words() checked the range; new() promised the rest.
+        (0..n).map(move |i| unsafe { T::load(first.add(i), Ordering::Relaxed) })
+    }
+    #[inline(always)]
+    fn acquire_pairs(&self, from: usize, n: usize) -> impl Iterator<Item = (T, T)> {
+        let first = self.words(2 * from, 2 * n);
+        (0..n).map(move |i| {
+            // SAFETY: as in run().
+            unsafe {
+                let high = T::load(first.add(2 * i + 1), Ordering::Acquire);
+                (T::load(first.add(2 * i), Ordering::Relaxed), high)
+            }
+        })
+    }
+    #[inline(always)]
+    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T>) {
+        let n = words.len();
+        let first = self.words(2 * from, 2 * n);
+        for (i, word) in words.take(n).enumerate() {
+            // SAFETY: as in run().
+            unsafe { T::store(first.add(2 * i + 1), word, Ordering::Relaxed) };
+        }
+    }
+    #[inline(always)]
+    fn copy_in(&self, from: usize, bytes: &[u8]) {
+        let n = bytes.len() / size_of::<T>();
+        let first = self.words(from, n);
+        // SAFETY: as in run(): n words, no more than there are bytes.
+        unsafe { crate::copy::bytes(bytes.as_ptr(), first.cast(), n * size_of::<T>()) };
     }
 }
 
@@ -214,6 +298,35 @@ impl<T: Word> Words<T> for CheckedWindow<T> {
     }
     fn release(&self, i: usize, value: T) {
         self.store(i, value, Ordering::Release);
+    }
+    fn pair(&self, i: usize) -> Option<(T, T)> {
+        (i < self.n / 2).then(|| (self.get(2 * i), self.get(2 * i + 1)))
+    }
+    fn acquire_pair(&self, i: usize) -> Option<(T, T)> {
+        if i >= self.n / 2 {
+            return None;
+        }
+        let high = self.acquire(2 * i + 1);
+        Some((self.get(2 * i), high))
+    }
+    fn run(&self, from: usize, n: usize) -> impl Iterator<Item = T> {
+        (from..from + n).map(|i| self.get(i))
+    }
+    fn acquire_pairs(&self, from: usize, n: usize) -> impl Iterator<Item = (T, T)> {
+        (from..from + n).map(|i| {
+            let high = self.acquire(2 * i + 1);
+            (self.get(2 * i), high)
+        })
+    }
+    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T>) {
+        for (i, word) in words.enumerate() {
+            self.set(2 * (from + i) + 1, word);
+        }
+    }
+    fn copy_in(&self, from: usize, bytes: &[u8]) {
+        for (i, word) in bytes.chunks_exact(size_of::<T>()).enumerate() {
+            self.set(from + i, T::read_from_bytes(word).expect("of its size"));
+        }
     }
 }
 

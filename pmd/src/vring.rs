@@ -1,22 +1,25 @@
 //! A ring, seen from the device: lends chains, takes receipts, publishes used elements.
 //!
-//! [`Vring`] is what both layouts share: the table of what is in flight, order, faults. The layouts
-//! ([`split`], [`packed`]) know where descriptors and used elements lie; [`access`] knows how their
-//! memory is reached.
+//! [`Vring`] is what both layouts share. The layouts ([`split`], [`packed`]) know where descriptors and
+//! used elements lie; [`access`] knows how their memory is reached; [`walk`] goes through a chain;
+//! [`ledger`] keeps what is out under each head, and order.
 
 pub mod access;
 pub mod driver;
+mod ledger;
 pub mod notify;
 pub mod packed;
 pub mod split;
+mod walk;
 
 use std::sync::Arc;
 
-use hugepages::{Buf, Lender, Loan, OutOfRange, Private, Table};
+use hugepages::{Buf, Lender, Loan, OutOfRange, Private, Room, Table};
 
 use crate::batch::Batch;
 use crate::spec::virtio as v;
 pub use access::{Access, Checked, Mapped};
+use ledger::Ledger;
 pub use packed::Packed;
 pub use split::Split;
 
@@ -111,34 +114,45 @@ pub struct Chain {
     pub overflow: bool,
 }
 
+/// An available chain of one descriptor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Single {
+    /// Guest address of its buffer.
+    pub addr: u64,
+    /// Bytes of it.
+    pub len: u32,
+    /// Head or buffer id.
+    pub id: u16,
+}
+
 /// One of the two ring layouts, from the device's side.
 pub trait Layout: Sized + Send {
-    /// A place on the way through a run of simple chains: kept in registers.
-    type Run;
     /// Opens a ring over `table`.
     ///
     /// # Errors
     /// When an area is not guest memory or not aligned, see [`OutOfRange`].
     fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange>;
+    /// Whether there is anything to pop: a chain or a fault.
+    fn ready(&mut self) -> bool;
     /// Takes the next available chain: its buffers go to the back of `out`, the last without `MORE`.
     ///
     /// # Errors
     /// The driver's fault. Buffers lent before it was found are at the back of `out`.
     fn pop(&mut self, mem: &Lender, rules: Rules, out: &mut Batch<Buf>) -> Result<Option<Chain>, Fault>;
-    /// Where the next chains are, of which at most `most` are looked at.
-    fn run(&self, most: usize) -> Self::Run;
-    /// Address, length and id of the chain at `run`, if it is what nearly all are: one descriptor with
-    /// just the flags `flags`. `None` at the end of the run and at anything else, which is for
-    /// [`Layout::pop`].
-    fn look(&self, run: &Self::Run, flags: u16) -> Option<(u64, u32, u16)>;
-    /// Goes on to the next chain.
-    fn step(&self, run: &mut Self::Run);
-    /// Pops all chains before `run`; how many.
-    fn take(&mut self, run: Self::Run) -> usize;
+    /// Looks ahead at what nearly all chains are: one descriptor with just the flags `flags`. How many
+    /// of those that come next are in `out`, each with a head that is one; what comes after them is for
+    /// another look or for [`Layout::pop`].
+    fn look(&self, flags: u16, out: &mut [Single]) -> usize;
+    /// Pops the first `n` of what was looked at.
+    fn take(&mut self, n: usize);
     /// Puts the chain that was popped last back: `descs` as it said.
     fn unpop(&mut self, descs: u16);
-    /// Stages a used element; the driver cannot see it yet.
-    fn push(&mut self, id: u16, descs: u16, written: u32);
+    /// A used element as [`Layout::push`] takes it.
+    fn used(id: u16, descs: u16, written: u32) -> u64;
+    /// Stages used elements; the driver cannot see them yet.
+    fn push(&mut self, used: &[u64]);
+    /// Whether any element is staged.
+    fn staged(&self) -> bool;
     /// Makes all staged elements visible by one release store; `true`: the driver wants to be called.
     fn publish(&mut self) -> bool;
     /// Asks the driver for kicks, or to be quiet; `true`: more arrived meanwhile.
@@ -148,53 +162,19 @@ pub trait Layout: Sized + Send {
     fn base(&self) -> u32;
 }
 
-/// What is in flight under one head.
-#[derive(Clone, Copy, Default)]
-struct Slot {
-    /// Buffers out; 0: the head is home.
-    left: u16,
-    descs: u16,
-    written: u32,
-    /// Value of `Vring::staged` when it was last completed; [`FLYING`] from `pop` until then.
-    staged: u64,
-}
-
-/// Later than anything published.
-const FLYING: u64 = u64::MAX;
-
-/// `IN_ORDER`: chains that are complete wait here until those popped before them are, too.
-struct Order {
-    heads: Private<[u16]>,
-    ready: Private<[bool]>,
-    first: usize,
-    count: usize,
-}
-
-impl Order {
-    #[inline(always)]
-    fn add(&mut self, id: u16) {
-        let mut at = self.first + self.count;
-        if at >= self.heads.len() {
-            at -= self.heads.len();
-        }
-        self.heads[at] = id;
-        self.ready[usize::from(id)] = false;
-        self.count += 1;
-    }
-}
+/// Chains that are looked at together.
+const RUN: usize = 64;
 
 /// A ring of one layout and everything it has lent.
 pub struct Vring<L> {
     layout: L,
     lender: Lender,
     rules: Rules,
-    slots: Private<[Slot]>,
-    order: Option<Order>,
-    /// Elements staged and published since it was opened.
-    staged: u64,
-    published: u64,
+    ledger: Ledger,
+    singles: Private<[Single; RUN]>,
+    used: Private<[u64; RUN]>,
     fault: Option<Fault>,
-    /// Neither a fault nor an order to keep: what is complete is staged at once.
+    /// Nothing is to be done for single chains but what every ring does: runs of them take short cuts.
     plain: bool,
 }
 
@@ -204,25 +184,16 @@ impl<L: Layout> Vring<L> {
     /// # Errors
     /// When one of its areas is not guest memory or not aligned.
     pub fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
-        let size = usize::from(ring.size);
-        let order = ring.has(v::F_IN_ORDER).then(|| Order {
-            heads: Private::zeroed(size),
-            ready: Private::zeroed(size),
-            first: 0,
-            count: 0,
-        });
-        let plain = order.is_none();
         let rules = Rules { way: ring.way, indirect: ring.has(v::F_INDIRECT_DESC), size: ring.size };
         Ok(Vring {
             layout: L::open(ring, table)?,
             lender: Lender::new(Arc::clone(table)),
             rules,
-            slots: Private::from_fn(size, |_| Slot::default()),
-            order,
-            staged: 0,
-            published: 0,
+            ledger: Ledger::new(ring.size, ring.has(v::F_IN_ORDER)),
+            singles: Private::new([Single::default(); RUN]),
+            used: Private::new([0; RUN]),
             fault: None,
-            plain,
+            plain: true,
         })
     }
 
@@ -243,96 +214,121 @@ impl<L: Layout> Vring<L> {
             Ok(None) => return None,
             Err(fault) => return self.retire(fault, out, before),
         };
-        let slot = &mut self.slots[usize::from(chain.id)];
-        // Its buffers may all be home: with IN_ORDER it may still wait for its turn.
-        if slot.staged > self.published {
+        let left = out.len() - before;
+        if !self.ledger.take(chain.id, left as u16, chain.descs) {
             return self.retire(Fault::Duplicate(chain.id), out, before);
         }
-        slot.staged = FLYING;
-        slot.left = (out.len() - before) as u16;
-        slot.descs = chain.descs;
-        slot.written = 0;
-        if slot.left == 1 && !chain.overflow && self.plain {
+        if left == 1 && !chain.overflow {
+            self.ledger.follow(chain.id);
             return Some(chain);
         }
         self.popped_rarely(chain, out, before)
     }
 
+    /// Whether there is anything to pop: a chain or a fault.
+    #[inline(always)]
+    pub fn ready(&mut self) -> bool {
+        self.fault.is_none() && self.layout.ready()
+    }
+
     /// Lends up to `most` chains of one buffer each, of `least` (1 at the least) to `longest` bytes, to
     /// the back of `out`, as long as they have fewer than `weight` bytes together: how many, and their
-    /// bytes. Stops at any other chain, and at the first that the driver made available after the last
-    /// look: both are for [`Vring::pop`].
-    #[inline(always)]
+    /// bytes. There may be more of them. Stops at any other chain, which is for [`Vring::pop`].
+    // A function of its own, so that its loops have the registers for themselves.
+    #[inline(never)]
     pub fn pop_simple(
+        &mut self,
+        out: &mut Batch<Buf>,
+        most: usize,
+        sizes: (u32, u32),
+        weight: u64,
+    ) -> (usize, u64) {
+        match self.rules.way {
+            _ if !self.plain => (0, 0),
+            Way::FromDriver => self.pop_run::<false>(out, most, sizes, weight),
+            Way::ToDriver => self.pop_run::<true>(out, most, sizes, weight),
+            Way::Both => (0, 0),
+        }
+    }
+
+    #[inline(always)]
+    fn pop_run<const WRITABLE: bool>(
         &mut self,
         out: &mut Batch<Buf>,
         most: usize,
         (least, longest): (u32, u32),
         weight: u64,
     ) -> (usize, u64) {
-        let flags = match self.rules.way {
-            Way::FromDriver => 0,
-            Way::ToDriver => v::DESC_F_WRITE,
-            Way::Both => return (0, 0),
-        };
-        if self.fault.is_some() {
-            return (0, 0);
-        }
-        let most = most.min(out.room());
+        let Vring { layout, lender, ledger, singles, .. } = self;
+        let flags = if WRITABLE { v::DESC_F_WRITE } else { 0 };
+        let seen = layout.look(flags, &mut singles[..most.min(RUN)]);
         let mut bytes = 0u64;
-        let mut run = self.layout.run(most);
-        while let Some((addr, len, id)) = self.layout.look(&run, flags) {
-            let Some(slot) = self.slots.get_mut(usize::from(id)) else { break };
-            if slot.staged > self.published || len < least || len > longest || bytes >= weight {
-                break;
-            }
-            let lent = if flags == 0 {
-                self.lender.lend(addr, len, id)
-            } else {
-                self.lender.lend_writable(addr, len, id)
-            };
-            let Ok(buf) = lent else { break };
-            if flags == 0 {
-                buf.prefetch();
-            } else {
-                buf.prefetch_write();
-            }
-            out.push(buf);
-            *slot = Slot { left: 1, descs: 1, written: 0, staged: FLYING };
-            if let Some(order) = &mut self.order {
-                order.add(id);
+        let mut next = singles[..seen].iter();
+        let n = lender.lend_run::<WRITABLE>(out, seen, || {
+            let &Single { addr, len, id } = next.as_slice().first()?;
+            if len < least || len > longest || bytes >= weight || !ledger.take_simple(id) {
+                return None;
             }
             bytes += u64::from(len);
-            self.layout.step(&mut run);
+            next.next();
+            Some((addr, len, id))
+        });
+        layout.take(n);
+        let asked = seen - next.len();
+        if asked > n {
+            // The last one was not lent.
+            ledger.untake(singles[n].id);
+            ledger.unfollow();
+            bytes -= u64::from(singles[n].len);
         }
-        let n = self.layout.take(run);
         (n, bytes)
     }
 
-    /// Finishes the first `n` buffers of `stash`, each all the buffers of its chain; as many bytes as each
-    /// has are said to be written.
+    /// Fills up to `most` chains of one buffer each at once, none of which becomes a loan: `fill` writes
+    /// to each and says how many bytes; `None`: it did not, and that is the last one. How many were
+    /// filled; there may be more of them. Of a ring to the driver of which nothing is out.
     #[inline(always)]
-    pub fn finish_simple(&mut self, stash: &mut Batch<Buf>, n: usize) {
-        if !self.plain {
-            for _ in 0..n {
-                let Some(buf) = stash.pop_front() else { break };
-                let written = buf.len();
-                self.settle(buf.finish(written));
+    pub fn fill_simple(&mut self, most: usize, mut fill: impl FnMut(Room<'_>) -> Option<u32>) -> usize {
+        if !self.plain || self.rules.way != Way::ToDriver || self.lender.out() > 0 {
+            return 0;
+        }
+        let Vring { layout, lender, singles, used, .. } = self;
+        let seen = layout.look(v::DESC_F_WRITE, &mut singles[..most.min(RUN)]);
+        let mut reach = lender.reach();
+        for single in &singles[..seen] {
+            if let Some(room) = reach.room(single.addr, single.len) {
+                room.prefetch();
             }
-            return;
         }
-        for buf in &stash.as_slice()[..n] {
-            let slot = &mut self.slots[usize::from(buf.id())];
-            self.staged += 1;
-            (slot.left, slot.staged) = (0, self.staged);
-            self.layout.push(buf.id(), slot.descs, buf.len());
+        let mut n = 0;
+        for (single, used) in singles[..seen].iter().zip(used.iter_mut()) {
+            let Some(written) = reach.room(single.addr, single.len).and_then(&mut fill) else { break };
+            *used = L::used(single.id, 1, written);
+            n += 1;
         }
-        self.lender.take_back(stash, n);
+        layout.take(n);
+        layout.push(&used[..n]);
+        n
     }
 
     /// Takes its own receipts from the front of `loans`, up to the first that is another's.
-    #[inline(always)]
+    #[inline(never)]
     pub fn settle_front(&mut self, loans: &mut Batch<Loan>) {
+        if self.plain {
+            let Vring { lender, ledger, layout, used, .. } = self;
+            let mut n = 0;
+            lender.settle_front(loans, |id, written| {
+                let Some((descs, written)) = ledger.home(id, written) else { return };
+                used[n] = L::used(id, descs, written);
+                n += 1;
+                if n == RUN || ledger.follows() {
+                    layout.push(&used[..n]);
+                    n = 0;
+                    ledger.follow_up(layout);
+                }
+            });
+            return layout.push(&used[..n]);
+        }
         while loans.front().is_some_and(|loan| loan.owner() == self.lender.owner()) {
             self.settle(loans.pop_front().expect("not empty"));
         }
@@ -345,28 +341,27 @@ impl<L: Layout> Vring<L> {
     #[inline(always)]
     pub fn settle(&mut self, loan: Loan) {
         let (id, written) = self.lender.settle(loan);
-        let slot = &mut self.slots[usize::from(id)];
-        slot.left -= 1;
-        slot.written = slot.written.wrapping_add(written);
-        if slot.left > 0 {
-            return;
+        if self.fault.is_none() {
+            let home = self.ledger.home(id, written);
+            self.complete(id, home);
         }
-        if !self.plain {
-            return self.complete(id);
+    }
+
+    /// Stages a chain that is complete, and those that waited for it.
+    #[inline(always)]
+    fn complete(&mut self, id: u16, home: Option<(u16, u32)>) {
+        if let Some((descs, written)) = home {
+            self.layout.push(&[L::used(id, descs, written)]);
+            if self.ledger.follows() {
+                self.ledger.follow_up(&mut self.layout);
+            }
         }
-        self.staged += 1;
-        slot.staged = self.staged;
-        self.layout.push(id, slot.descs, slot.written);
     }
 
     /// Makes what was staged visible, once; `true`: the driver wants to be called.
     #[inline(always)]
     pub fn publish(&mut self) -> bool {
-        if self.staged == self.published || self.fault.is_some() {
-            return false;
-        }
-        self.published = self.staged;
-        self.layout.publish()
+        self.layout.staged() && self.fault.is_none() && self.layout.publish()
     }
 
     /// Puts back chains that were popped last and not used: all of `stash`, which holds their
@@ -374,14 +369,9 @@ impl<L: Layout> Vring<L> {
     pub fn unpop(&mut self, stash: &mut Batch<Buf>) {
         while let Some(buf) = stash.pop_back() {
             let (id, _) = self.lender.settle(buf.finish(0));
-            let slot = &mut self.slots[usize::from(id)];
-            slot.left -= 1;
-            if slot.left == 0 {
-                slot.staged = 0;
-                self.layout.unpop(slot.descs);
-                if let Some(order) = &mut self.order {
-                    order.count -= 1;
-                }
+            if let Some(descs) = self.ledger.untake(id) {
+                self.layout.unpop(descs);
+                self.ledger.unfollow();
             }
         }
     }
@@ -437,184 +427,23 @@ impl<L: Layout> Vring<L> {
     fn popped_rarely(&mut self, mut chain: Chain, out: &mut Batch<Buf>, before: usize) -> Option<Chain> {
         if chain.overflow {
             self.take_back(out, before);
-            self.slots[usize::from(chain.id)].left = 0;
         }
-        let empty = self.slots[usize::from(chain.id)].left == 0;
+        let empty = out.len() == before;
+        if empty {
+            self.ledger.forget(chain.id);
+        }
         if before > 0 && (chain.overflow || (empty && self.rules.way == Way::ToDriver)) {
             // Next turn's batch may hold it, or nothing may have to be put back before it.
-            self.slots[usize::from(chain.id)].staged = 0;
             self.layout.unpop(chain.descs);
             return None;
         }
-        if let Some(order) = &mut self.order {
-            order.add(chain.id);
-        }
+        self.ledger.follow(chain.id);
         if empty {
             chain.bytes = 0;
-            self.complete(chain.id);
+            let home = self.ledger.complete(chain.id);
+            self.complete(chain.id, home);
         }
         Some(chain)
-    }
-
-    fn complete(&mut self, id: u16) {
-        if self.order.is_some() { self.complete_in_order(id) } else { self.stage(id) }
-    }
-
-    fn stage(&mut self, id: u16) {
-        if self.fault.is_some() {
-            return;
-        }
-        self.staged += 1;
-        let slot = &mut self.slots[usize::from(id)];
-        slot.staged = self.staged;
-        self.layout.push(id, slot.descs, slot.written);
-    }
-
-    /// virtio 1.3 §2.7.9, §2.8.10: with `IN_ORDER`, used elements follow the order of availability.
-    fn complete_in_order(&mut self, id: u16) {
-        let order = self.order.as_mut().expect("asked for in order only");
-        order.ready[usize::from(id)] = true;
-        while let Some(order) = self.order.as_mut().filter(|o| o.count > 0) {
-            let id = order.heads[order.first];
-            if !order.ready[usize::from(id)] {
-                break;
-            }
-            order.first = if order.first + 1 == order.heads.len() { 0 } else { order.first + 1 };
-            order.count -= 1;
-            self.stage(id);
-        }
-    }
-}
-
-/// The walk through one chain, shared by the layouts: checks direction and total, lends, counts.
-pub(crate) struct Walk<'a> {
-    mem: &'a Lender,
-    rules: Rules,
-    out: &'a mut Batch<Buf>,
-    first: usize,
-    id: u16,
-    bytes: u64,
-    walked: u32,
-    writing: bool,
-    overflow: bool,
-}
-
-impl<'a> Walk<'a> {
-    #[inline(always)]
-    fn new(mem: &'a Lender, rules: Rules, out: &'a mut Batch<Buf>, id: u16) -> Self {
-        let first = out.len();
-        Walk { mem, rules, out, first, id, bytes: 0, walked: 0, writing: false, overflow: false }
-    }
-
-    /// Lends the only descriptor of a chain, if it is as simple as that.
-    #[inline(always)]
-    fn single(self, addr: u64, len: u32, flags: u16, descs: u16) -> Result<Chain, Fault> {
-        let write = flags & v::DESC_F_WRITE != 0;
-        let fits = match self.rules.way {
-            Way::FromDriver => !write,
-            Way::ToDriver => write,
-            Way::Both => true,
-        };
-        if fits && len > 0 {
-            let lent = if write {
-                self.mem.lend_writable(addr, len, self.id)
-            } else {
-                self.mem.lend(addr, len, self.id)
-            };
-            if let Ok(buf) = lent {
-                self.out.push(buf);
-                return Ok(Chain { id: self.id, descs, bytes: len, overflow: false });
-            }
-        }
-        let mut walk = self;
-        walk.add(addr, len, flags)?;
-        walk.end(descs)
-    }
-
-    /// Lends one descriptor of a chain. Empty ones are passed over, whatever their address. `false`: it
-    /// has been walked as far as any chain is.
-    fn add(&mut self, mut addr: u64, mut len: u32, flags: u16) -> Result<bool, Fault> {
-        let write = flags & v::DESC_F_WRITE != 0;
-        let fits = match self.rules.way {
-            Way::FromDriver => !write,
-            Way::ToDriver => write,
-            Way::Both => write || !self.writing,
-        };
-        if !fits {
-            return Err(Fault::Direction(self.id));
-        }
-        self.writing |= write;
-        self.bytes += u64::from(len);
-        if self.bytes > u64::from(u32::MAX) {
-            return Err(Fault::TooLong(self.id));
-        }
-        if !self.go_on() {
-            return Ok(false);
-        }
-        // A buffer may go on from one region into the next: one piece for each.
-        while len > 0 {
-            let whole = OutOfRange { gpa: addr, len: u64::from(len) };
-            let run = self.mem.table().contiguous(addr);
-            if run == 0 {
-                return Err(whole.into());
-            }
-            let piece = u64::from(len).min(run) as u32;
-            if self.out.room() == 0 {
-                self.overflow = true;
-            } else {
-                let lent = if write {
-                    self.mem.lend_writable(addr, piece, self.id)
-                } else {
-                    self.mem.lend(addr, piece, self.id)
-                };
-                let mut buf = lent?;
-                buf.set_more(true);
-                self.out.push(buf);
-            }
-            len -= piece;
-            addr = addr.checked_add(u64::from(piece)).ok_or(whole)?;
-            if len > 0 && !self.go_on() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn go_on(&mut self) -> bool {
-        self.walked += 1;
-        self.overflow |= self.walked > MAX_WALK;
-        self.walked <= MAX_WALK
-    }
-
-    /// Ends the chain: its last buffer loses `MORE`.
-    fn end(self, descs: u16) -> Result<Chain, Fault> {
-        if self.out.len() > self.first {
-            let last = self.out.len() - 1;
-            self.out.get_mut(last).expect("not empty").set_more(false);
-        }
-        Ok(Chain { id: self.id, descs, bytes: self.bytes as u32, overflow: self.overflow })
-    }
-
-    /// Bytes of an indirect table to its number of entries, by §2.7.5.3 and §2.8.7.
-    fn indirect_entries(&self, len: u32, flags: u16) -> Result<u32, Fault> {
-        if !self.rules.indirect || flags & v::DESC_F_NEXT != 0 {
-            return Err(Fault::Indirect);
-        }
-        let entries = len / v::DESC_BYTES;
-        let most = MAX_INDIRECT.max(u32::from(self.rules.size));
-        if !len.is_multiple_of(v::DESC_BYTES) || entries == 0 || entries > most {
-            return Err(Fault::IndirectLength(len));
-        }
-        Ok(entries)
-    }
-
-    /// Entry `i` of an indirect table at `table`: address, and the word beside it.
-    fn indirect_entry(&self, table: u64, i: u32) -> Result<(u64, u64), Fault> {
-        let at = table
-            .checked_add(u64::from(i) * u64::from(v::DESC_BYTES))
-            .ok_or(OutOfRange { gpa: table, len: u64::from(i) * 16 })?;
-        let [addr, rest] = self.mem.peek::<[u64; 2]>(at)?;
-        Ok((addr, rest))
     }
 }
 

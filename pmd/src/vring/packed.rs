@@ -6,7 +6,8 @@ use std::sync::atomic::{Ordering, fence};
 use hugepages::{Buf, Lender, OutOfRange, Table, Words};
 
 use super::access::Access;
-use super::{Chain, Fault, Layout, RingLayout, Rules, Walk, Way, notify};
+use super::walk::Walk;
+use super::{Chain, Fault, Layout, RingLayout, Rules, Single, Way, notify};
 use crate::batch::Batch;
 use crate::spec::virtio as v;
 
@@ -57,6 +58,13 @@ impl Position {
         }
     }
 
+    /// §2.8.1.1: available: AVAIL equals our wrap counter, USED does not.
+    #[inline(always)]
+    fn offered(self, flags: u16) -> bool {
+        let both = v::DESC_F_AVAIL | v::DESC_F_USED;
+        flags & both == if self.wrap { v::DESC_F_AVAIL } else { v::DESC_F_USED }
+    }
+
     /// Places from here forward to `to`.
     fn distance(self, to: Position, size: u16) -> u16 {
         let lap = if self.wrap == to.wrap { 0 } else { size };
@@ -77,7 +85,33 @@ fn fields((addr, rest): (u64, u64)) -> (u64, u32, u16, u16) {
     (addr, rest as u32, (rest >> 32) as u16, (rest >> 48) as u16)
 }
 
+/// Places of a chain, as `used` has put them into its word.
+#[inline(always)]
+fn descs(used: u64) -> u16 {
+    (used >> 48) as u16
+}
+
+/// The word of a used descriptor. §2.8.1.1: AVAIL and USED both equal our wrap counter. §2.8.4: WRITE:
+/// the length counts.
+#[inline(always)]
+fn element(used: u64, wrap: bool) -> u64 {
+    let mut flags = if wrap { v::DESC_F_AVAIL | v::DESC_F_USED } else { 0 };
+    if used as u32 > 0 {
+        flags |= v::DESC_F_WRITE;
+    }
+    used << 16 >> 16 | u64::from(flags) << 48
+}
+
 impl<A: Access> Packed<A> {
+    /// Goes on behind a used element.
+    #[inline(always)]
+    fn pass(&mut self, used: u64) {
+        let n = descs(used);
+        self.used.forward(n, self.size);
+        self.out -= n;
+        self.staged += n;
+    }
+
     /// A chain of several descriptors, or an indirect one. The descriptors follow each other; the id
     /// is in the last (§2.8.6), which is why the chain is gone through twice.
     fn chain(
@@ -126,8 +160,13 @@ impl<A: Access> Packed<A> {
 
     #[inline(always)]
     fn descriptor(&self, i: u16) -> (u64, u64) {
-        let at = usize::from(i) * 2;
-        (self.desc.get(at), self.desc.get(at + 1))
+        self.desc.pair(usize::from(i)).expect("a place in the ring")
+    }
+
+    /// The same; the rest of its chain is seen after it: pairs with the driver's release of the flags.
+    #[inline(always)]
+    fn seen(&self, i: u16) -> (u64, u64) {
+        self.desc.acquire_pair(usize::from(i)).expect("a place in the ring")
     }
 }
 
@@ -151,16 +190,7 @@ fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16, descs: u16) ->
     walk.end(descs)
 }
 
-/// A place on the way through simple chains: how many are behind, and how many may be.
-pub struct Run {
-    at: Position,
-    taken: u16,
-    most: u16,
-}
-
 impl<A: Access> Layout for Packed<A> {
-    type Run = Run;
-
     fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
         assert!(ring.size > 0 && ring.size <= v::MAX_RING, "the session checks the size");
         // §2.8: alignment 16, 4, 4.
@@ -189,17 +219,11 @@ impl<A: Access> Layout for Packed<A> {
 
     #[inline(always)]
     fn pop(&mut self, mem: &Lender, rules: Rules, out: &mut Batch<Buf>) -> Result<Option<Chain>, Fault> {
-        let at = usize::from(self.next.at) * 2;
-        // Pairs with the driver's release of the flags: the rest of the chain is seen after them.
-        let rest = self.desc.acquire(at + 1);
-        let flags = (rest >> 48) as u16;
-        // §2.8.1.1: available: AVAIL equals our wrap counter, USED does not.
-        let (avail, used) = (flags & v::DESC_F_AVAIL != 0, flags & v::DESC_F_USED != 0);
-        if avail != self.next.wrap || used == self.next.wrap {
+        let desc = self.seen(self.next.at);
+        let (addr, len, id, flags) = fields(desc);
+        if !self.next.offered(flags) {
             return Ok(None);
         }
-        let desc = (self.desc.get(at), rest);
-        let (addr, len, id, _) = fields(desc);
         let chain = if flags & (v::DESC_F_NEXT | v::DESC_F_INDIRECT) == 0 {
             if id >= self.size {
                 return Err(Fault::HeadRange(id));
@@ -218,37 +242,36 @@ impl<A: Access> Layout for Packed<A> {
     }
 
     #[inline(always)]
-    fn run(&self, most: usize) -> Run {
-        let most = most.min(usize::from(self.size - self.out - self.staged)) as u16;
-        Run { at: self.next, taken: 0, most }
+    fn ready(&mut self) -> bool {
+        let word = self.desc.acquire(2 * usize::from(self.next.at) + 1);
+        self.next.offered((word >> 48) as u16)
     }
 
     #[inline(always)]
-    fn look(&self, run: &Run, flags: u16) -> Option<(u64, u32, u16)> {
+    fn look(&self, flags: u16, out: &mut [Single]) -> usize {
         const LOOK: u16 =
             v::DESC_F_NEXT | v::DESC_F_WRITE | v::DESC_F_INDIRECT | v::DESC_F_AVAIL | v::DESC_F_USED;
-        if run.taken == run.most {
-            return None;
-        }
-        let at = usize::from(run.at.at) * 2;
+        let want = flags | if self.next.wrap { v::DESC_F_AVAIL } else { v::DESC_F_USED };
+        // As far as the end of the ring.
+        let free = (self.size - self.out - self.staged).min(self.size - self.next.at);
+        let most = out.len().min(free.into());
+        let mut n = 0;
         // Pairs with the driver's release of the flags.
-        let rest = self.desc.acquire(at + 1);
-        let (addr, len, id, what) = fields((self.desc.get(at), rest));
-        let want = flags | if run.at.wrap { v::DESC_F_AVAIL } else { v::DESC_F_USED };
-        if what & LOOK == want { Some((addr, len, id)) } else { None }
+        for (single, desc) in out.iter_mut().zip(self.desc.acquire_pairs(self.next.at.into(), most)) {
+            let (addr, len, id, what) = fields(desc);
+            if what & LOOK != want || id >= self.size {
+                break;
+            }
+            *single = Single { addr, len, id };
+            n += 1;
+        }
+        n
     }
 
     #[inline(always)]
-    fn step(&self, run: &mut Run) {
-        run.at.forward(1, self.size);
-        run.taken += 1;
-    }
-
-    #[inline(always)]
-    fn take(&mut self, run: Run) -> usize {
-        self.next = run.at;
-        self.out += run.taken;
-        usize::from(run.taken)
+    fn take(&mut self, n: usize) {
+        self.next.forward(n as u16, self.size);
+        self.out += n as u16;
     }
 
     fn unpop(&mut self, descs: u16) {
@@ -257,22 +280,40 @@ impl<A: Access> Layout for Packed<A> {
     }
 
     #[inline(always)]
-    fn push(&mut self, id: u16, descs: u16, written: u32) {
-        // §2.8.1.1: used: AVAIL and USED both equal our wrap counter. §2.8.4: WRITE: the length counts.
-        let mut flags = if self.used.wrap { v::DESC_F_AVAIL | v::DESC_F_USED } else { 0 };
-        if written > 0 {
-            flags |= v::DESC_F_WRITE;
+    fn used(id: u16, descs: u16, written: u32) -> u64 {
+        u64::from(written) | u64::from(id) << 32 | u64::from(descs) << 48
+    }
+
+    #[inline(always)]
+    fn push(&mut self, mut used: &[u64]) {
+        if let (None, Some((&first, rest))) = (self.first, used.split_first()) {
+            self.first = Some((2 * usize::from(self.used.at) + 1, element(first, self.used.wrap)));
+            self.pass(first);
+            used = rest;
         }
-        let word = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
-        let at = usize::from(self.used.at) * 2 + 1;
-        if self.first.is_none() {
-            self.first = Some((at, word));
-        } else {
-            self.desc.set(at, word);
+        while let Some(&next) = used.first() {
+            // As many as have one place each, as far as the end of the ring.
+            let room = used.len().min((self.size - self.used.at).into());
+            let n = used[..room].iter().take_while(|&&used| descs(used) == 1).count();
+            if n == 0 {
+                self.desc.set(2 * usize::from(self.used.at) + 1, element(next, self.used.wrap));
+                self.pass(next);
+                used = &used[1..];
+                continue;
+            }
+            let (run, rest) = used.split_at(n);
+            let wrap = self.used.wrap;
+            self.desc.set_seconds(self.used.at.into(), run.iter().map(|&used| element(used, wrap)));
+            self.used.forward(n as u16, self.size);
+            self.out -= n as u16;
+            self.staged += n as u16;
+            used = rest;
         }
-        self.used.forward(descs, self.size);
-        self.out -= descs;
-        self.staged += descs;
+    }
+
+    #[inline(always)]
+    fn staged(&self) -> bool {
+        self.first.is_some()
     }
 
     #[inline(always)]

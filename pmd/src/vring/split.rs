@@ -5,8 +5,11 @@ use std::sync::atomic::{Ordering, fence};
 
 use hugepages::{Buf, Lender, OutOfRange, Table, Words};
 
+use zerocopy::IntoBytes;
+
 use super::access::Access;
-use super::{Chain, Fault, Layout, RingLayout, Rules, Walk, notify};
+use super::walk::Walk;
+use super::{Chain, Fault, Layout, RingLayout, Rules, Single, notify};
 use crate::batch::Batch;
 use crate::spec::virtio as v;
 
@@ -33,11 +36,10 @@ pub struct Split<A: Access> {
 }
 
 impl<A: Access> Split<A> {
-    /// Address; length, flags, next (§2.7.5).
+    /// Address; length, flags, next (§2.7.5). `None`: there is no such descriptor.
     #[inline(always)]
-    fn descriptor(&self, i: u16) -> (u64, u64) {
-        let at = usize::from(i) * 2;
-        (self.desc.get(at), self.desc.get(at + 1))
+    fn descriptor(&self, i: u16) -> Option<(u64, u64)> {
+        self.desc.pair(usize::from(i))
     }
 
     /// Whether a chain is available, reading the driver's index only when all seen ones are popped.
@@ -69,10 +71,7 @@ impl<A: Access> Split<A> {
             if !walk.add(addr, len, flags)? || flags & v::DESC_F_NEXT == 0 {
                 return walk.end(1);
             }
-            if next >= self.size {
-                return Err(Fault::NextRange(next));
-            }
-            desc = self.descriptor(next);
+            desc = self.descriptor(next).ok_or(Fault::NextRange(next))?;
         }
         Err(Fault::Loop(walk.id))
     }
@@ -104,9 +103,6 @@ fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16) -> Result<Chai
 }
 
 impl<A: Access> Layout for Split<A> {
-    /// Index of the next chain, and of the first that is not to be looked at.
-    type Run = (u16, u16);
-
     fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
         let n = usize::from(ring.size);
         assert!(ring.size.is_power_of_two() && ring.size <= v::MAX_RING, "the session checks the size");
@@ -124,7 +120,7 @@ impl<A: Access> Layout for Split<A> {
             desc: A::view(table, ring.desc, 2 * n)?,
             avail: A::view(table, ring.driver, RING + n + event)?,
             used: A::view(table, ring.device, RING + 4 * n + event)?,
-            elements: A::view(table, ring.device, 1 + 2 * n)?,
+            elements: A::view(table, ring.device + 4, 2 * n)?,
             size: ring.size,
             next: base,
             seen: base,
@@ -140,10 +136,7 @@ impl<A: Access> Layout for Split<A> {
             return Ok(None);
         }
         let head = self.avail.get(RING + usize::from(self.next & (self.size - 1)));
-        if head >= self.size {
-            return Err(Fault::HeadRange(head));
-        }
-        let desc = self.descriptor(head);
+        let desc = self.descriptor(head).ok_or(Fault::HeadRange(head))?;
         let (addr, len, flags, _) = fields(desc);
         let walk = Walk::new(mem, rules, out, head);
         let chain = if flags & (v::DESC_F_NEXT | v::DESC_F_INDIRECT) == 0 {
@@ -156,32 +149,31 @@ impl<A: Access> Layout for Split<A> {
     }
 
     #[inline(always)]
-    fn run(&self, most: usize) -> (u16, u16) {
-        let seen = usize::from(self.seen.wrapping_sub(self.next));
-        (self.next, self.next.wrapping_add(seen.min(most) as u16))
+    fn ready(&mut self) -> bool {
+        self.available().unwrap_or(true)
     }
 
     #[inline(always)]
-    fn look(&self, &(next, end): &(u16, u16), flags: u16) -> Option<(u64, u32, u16)> {
-        if next == end {
-            return None;
+    fn look(&self, flags: u16, out: &mut [Single]) -> usize {
+        // As far as the end of the ring.
+        let at = self.next & (self.size - 1);
+        let most = out.len().min((self.seen.wrapping_sub(self.next)).min(self.size - at).into());
+        let mut n = 0;
+        for (single, id) in out.iter_mut().zip(self.avail.run(RING + usize::from(at), most)) {
+            let Some(desc) = self.descriptor(id) else { break };
+            let (addr, len, what, _) = fields(desc);
+            if what != flags {
+                break;
+            }
+            *single = Single { addr, len, id };
+            n += 1;
         }
-        let head = self.avail.get(RING + usize::from(next & (self.size - 1)));
-        if head >= self.size {
-            return None;
-        }
-        let (addr, len, what, _) = fields(self.descriptor(head));
-        if what == flags { Some((addr, len, head)) } else { None }
+        n
     }
 
     #[inline(always)]
-    fn step(&self, run: &mut (u16, u16)) {
-        run.0 = run.0.wrapping_add(1);
-    }
-
-    #[inline(always)]
-    fn take(&mut self, (next, _): (u16, u16)) -> usize {
-        usize::from(next.wrapping_sub(std::mem::replace(&mut self.next, next)))
+    fn take(&mut self, n: usize) {
+        self.next = self.next.wrapping_add(n as u16);
     }
 
     fn unpop(&mut self, _descs: u16) {
@@ -189,11 +181,25 @@ impl<A: Access> Layout for Split<A> {
     }
 
     #[inline(always)]
-    fn push(&mut self, id: u16, _descs: u16, written: u32) {
-        let at = 1 + 2 * usize::from(self.used_idx & (self.size - 1));
-        self.elements.set(at, u32::from(id));
-        self.elements.set(at + 1, written);
-        self.used_idx = self.used_idx.wrapping_add(1);
+    fn used(id: u16, _descs: u16, written: u32) -> u64 {
+        // §2.7.8: le32 id, le32 len.
+        u64::from(id) | u64::from(written) << 32
+    }
+
+    #[inline(always)]
+    fn push(&mut self, used: &[u64]) {
+        let at = usize::from(self.used_idx & (self.size - 1));
+        let (first, rest) = used.split_at(used.len().min(usize::from(self.size) - at));
+        self.elements.copy_in(2 * at, first.as_bytes());
+        if !rest.is_empty() {
+            self.elements.copy_in(0, rest.as_bytes());
+        }
+        self.used_idx = self.used_idx.wrapping_add(used.len() as u16);
+    }
+
+    #[inline(always)]
+    fn staged(&self) -> bool {
+        self.used_idx != self.published
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use hugepages::{Buf, Loan, Offload};
 use zerocopy::IntoBytes;
 
 use super::wire::{Header, Wire};
-use crate::batch::{Batch, CAP};
+use crate::batch::Batch;
 use crate::offload::segment::{self, Segment, Segments};
 use crate::offload::{self, Patch};
 use crate::port::{Counters, drop_packet};
@@ -15,7 +15,7 @@ use crate::vring::{Layout, Vring};
 pub(super) struct Deliver<'a, L> {
     pub(super) ring: &'a mut Vring<L>,
     pub(super) wire: Wire,
-    /// Empty chains, popped ahead.
+    /// Empty chains that were popped for a packet; empty between bursts.
     pub(super) stash: &'a mut Batch<Buf>,
     /// Receipts of packets that are delivered.
     pub(super) done: &'a mut Batch<Loan>,
@@ -30,7 +30,9 @@ impl<L: Layout> Deliver<'_, L> {
     #[inline(always)]
     pub(super) fn burst(&mut self, batch: &mut Batch<Buf>, counters: &Counters) -> usize {
         let (mut packets, mut bytes, mut errors) = (0, 0u64, 0);
-        self.fetch(batch.len());
+        if !self.ring.ready() {
+            return 0;
+        }
         while !batch.is_empty() && self.done.room() > 0 {
             let (n, sum) = self.simple(batch);
             packets += n;
@@ -47,6 +49,9 @@ impl<L: Layout> Deliver<'_, L> {
                 Sent::Later => break,
             }
         }
+        if !self.stash.is_empty() {
+            self.ring.unpop(self.stash);
+        }
         counters.tx_packets.add(packets as u64);
         counters.tx_bytes.add(bytes);
         counters.tx_errors.add(errors as u64);
@@ -57,41 +62,28 @@ impl<L: Layout> Deliver<'_, L> {
     /// ask for nothing that the guest does not take: how many, and their bytes.
     #[inline(always)]
     fn simple(&mut self, batch: &mut Batch<Buf>) -> (usize, u64) {
-        let hdr = self.wire.hdr;
-        let mut bytes = 0u64;
-        let mut n = 0;
-        let most = batch.len().min(self.stash.len()).min(self.done.room());
-        for (packet, room) in batch.iter().zip(self.stash.iter_mut()).take(most) {
-            if packet.more() || room.more() || packet.is_empty() || !self.wire.takes(&packet.offload) {
-                break;
-            }
-            let header = Header { offload: packet.offload, num_buffers: 1 };
-            if !packet.copy_behind(header.words(), hdr, room) {
-                break;
-            }
-            bytes += u64::from(packet.len());
-            n += 1;
+        if !self.stash.is_empty() {
+            return (0, 0);
         }
-        self.ring.finish_simple(self.stash, n);
+        let most = batch.len().min(self.done.room());
+        let packets = &batch.as_slice()[..most];
+        let (n, bytes) = if self.wire.hdr == net::HDR_LEN {
+            copy::<{ net::HDR_LEN }, L>(self.ring, self.wire, packets)
+        } else {
+            copy::<{ net::HDR_LEN_LEGACY }, L>(self.ring, self.wire, packets)
+        };
         batch.finish_front(n, self.done);
         (n, bytes)
     }
 
-    /// Pops empty chains until `want` buffers are in the stash, or there are no more for this burst.
-    #[inline(always)]
-    fn fetch(&mut self, want: usize) {
-        let want = want.min(CAP);
-        while self.stash.len() < want {
-            let had = self.stash.len();
-            let (n, _) = self.ring.pop_simple(self.stash, want - had, (1, u32::MAX), u64::MAX);
-            if n > 0 {
-                continue;
-            }
-            if self.idle == 0 || self.ring.pop(self.stash).is_none() {
-                break;
-            }
-            self.idle -= usize::from(self.stash.len() == had);
+    /// Pops a chain into the stash; `false`: there is none, or there were enough without room.
+    fn fetch(&mut self) -> bool {
+        let had = self.stash.len();
+        if self.idle == 0 || self.ring.pop(self.stash).is_none() {
+            return false;
         }
+        self.idle -= usize::from(self.stash.len() == had);
+        true
     }
 
     /// Any packet into any chains; what the guest did not negotiate is completed on the way.
@@ -152,15 +144,9 @@ impl<L: Layout> Deliver<'_, L> {
     ) -> Sent {
         let bytes = headers.len() as u64 + u64::from(part.len);
         let need = bytes + u64::from(self.wire.hdr);
-        let (mut rooms, mut chains) = self.room_for(need);
-        if rooms.is_none() {
-            self.fetch(CAP);
-            (rooms, chains) = self.room_for(need);
-        }
-        let Some(rooms) = rooms else {
-            // A single chain that is too short, or a stash full of crumbs, will not do later either.
-            let hopeless = (!self.wire.mergeable && chains > 0) || self.stash.room() == 0;
-            return if hopeless { Sent::Never } else { Sent::Later };
+        let (rooms, chains) = match self.room_for(need) {
+            Ok(found) => found,
+            Err(refused) => return refused,
         };
         let header = Header { offload, num_buffers: chains as u16 };
         let hdr = self.wire.hdr as usize;
@@ -171,24 +157,34 @@ impl<L: Layout> Deliver<'_, L> {
         Sent::Bytes(bytes)
     }
 
-    /// Buffers from the front of the stash that hold `need` bytes, and whole chains they are; one chain
+    /// Buffers at the front of the stash that hold `need` bytes, and whole chains they are; one chain
     /// only, unless mergeable.
-    fn room_for(&self, need: u64) -> (Option<usize>, usize) {
-        let (mut have, mut chains) = (0u64, 0);
-        for (i, room) in self.stash.iter().enumerate() {
-            have += u64::from(room.len());
-            if room.more() {
-                continue;
+    fn room_for(&mut self, need: u64) -> Result<(usize, usize), Sent> {
+        let (mut have, mut chains, mut i) = (0u64, 0, 0);
+        loop {
+            while let Some(room) = self.stash.get(i) {
+                have += u64::from(room.len());
+                i += 1;
+                if room.more() {
+                    continue;
+                }
+                chains += 1;
+                if have >= need {
+                    return Ok((i, chains));
+                }
+                if !self.wire.mergeable {
+                    // A single chain that is too short will not do later either.
+                    return Err(Sent::Never);
+                }
             }
-            chains += 1;
-            if have >= need {
-                return (Some(i + 1), chains);
+            if self.stash.room() == 0 {
+                // Full of crumbs.
+                return Err(Sent::Never);
             }
-            if !self.wire.mergeable {
-                break;
+            if !self.fetch() {
+                return Err(Sent::Later);
             }
         }
-        (None, chains)
     }
 
     /// Writes `prefix` and a part of the packet over the first `rooms` buffers of the stash and
@@ -225,6 +221,25 @@ impl<L: Layout> Deliver<'_, L> {
         drop_packet(batch, self.done);
         Sent::Never
     }
+}
+
+/// Copies packets of one buffer, behind a header of `HDR` bytes, into chains of one buffer: how many, and
+/// their bytes.
+#[inline(never)]
+fn copy<const HDR: u32, L: Layout>(ring: &mut Vring<L>, wire: Wire, packets: &[Buf]) -> (usize, u64) {
+    let mut bytes = 0u64;
+    let mut next = packets.iter();
+    let n = ring.fill_simple(packets.len(), |room| {
+        let packet = next.next()?;
+        if !wire.takes(&packet.offload) {
+            return None;
+        }
+        let header = Header { offload: packet.offload, num_buffers: 1 };
+        let written = room.copy_packet::<HDR>(header.words(), packet)?;
+        bytes += u64::from(packet.len());
+        Some(written)
+    });
+    (n, bytes)
 }
 
 /// Stores those bytes of `patch` that lie in the part of the packet which `room` got: from byte `at` of

@@ -105,7 +105,7 @@ impl Complaints {
 pub(super) struct VhostQueue {
     from_guest: Option<Ring>,
     to_guest: Option<Ring>,
-    /// Empty chains of `to_guest`, popped ahead so that their lines are on the way.
+    /// Empty chains of `to_guest`, during a burst.
     stash: Batch<Buf>,
     done: Batch<Loan>,
     leaving: [bool; 2],
@@ -182,9 +182,6 @@ impl VhostQueue {
             }
         }
         if self.leaving[Side::ToGuest as usize] {
-            if let Some(ring) = &mut self.to_guest {
-                ring.ring.unpop(&mut self.stash);
-            }
             self.go(Side::ToGuest);
         }
     }
@@ -244,7 +241,6 @@ impl Queue for VhostQueue {
         }
         if !had && ring.ring.fault().is_some() {
             ring.retired(&self.counters, &mut self.complaints[Side::ToGuest as usize]);
-            ring.ring.unpop(&mut self.stash);
         }
         packets
     }
@@ -313,7 +309,6 @@ impl Queue for VhostQueue {
 impl Drop for VhostQueue {
     fn drop(&mut self) {
         if let Some(ring) = &mut self.to_guest {
-            ring.ring.unpop(&mut self.stash);
             ring.publish(&self.counters);
         }
         self.door.close([self.from_guest.take(), self.to_guest.take()]);

@@ -26,6 +26,9 @@ pub(super) fn receive<L: Layout>(
     out: &mut Batch<Buf>,
 ) -> (usize, usize, u64) {
     let (mut packets, mut bytes, mut errors) = (0, 0u64, 0);
+    if !ring.ready() {
+        return (0, 0, 0);
+    }
     while packets + errors < out.burst() && bytes < WEIGHT {
         let at = out.len();
         let most = out.burst() - packets - errors;
@@ -33,20 +36,17 @@ pub(super) fn receive<L: Layout>(
         if n > 0 {
             packets += n;
             bytes += sum - n as u64 * u64::from(wire.hdr);
-            for buf in &mut out.as_mut_slice()[at..] {
-                header(wire, buf);
-            }
+            headers(wire, &mut out.as_mut_slice()[at..]);
             continue;
         }
-        // What is not simple, or newly available.
         let Some(chain) = ring.pop(out) else { break };
         let first = out.get_mut(at).filter(|first| first.len() > wire.hdr && chain.bytes <= LONGEST);
         if let Some(first) = first {
             if first.more() {
                 let frame = out.packet_at(at).1 - wire.hdr;
-                head(wire, out.get_mut(at).expect("looked at above"), frame);
+                any_header(wire, out.get_mut(at).expect("looked at above"), Some(frame));
             } else {
-                header(wire, first);
+                any_header(wire, first, None);
             }
         } else if !strip(ring, wire, out, at) {
             errors += 1;
@@ -58,23 +58,36 @@ pub(super) fn receive<L: Layout>(
     (packets, errors, bytes)
 }
 
-/// Takes the header off a packet of one buffer, which is longer.
-#[inline(always)]
-fn header(wire: Wire, buf: &mut Buf) {
-    head(wire, buf, buf.len() - wire.hdr);
+/// Takes the headers off packets of one buffer each.
+#[inline(never)]
+fn headers(wire: Wire, bufs: &mut [Buf]) {
+    if wire.hdr == net::HDR_LEN {
+        bufs.iter_mut().for_each(|buf| header::<{ net::HDR_LEN }>(wire, buf, None));
+    } else {
+        bufs.iter_mut().for_each(|buf| header::<{ net::HDR_LEN_LEGACY }>(wire, buf, None));
+    }
 }
 
-/// Takes the header off the first buffer of a packet of `frame` bytes besides.
+/// Takes the header off the first buffer of a packet, of `frame` bytes besides, or of which it is all.
 #[inline(always)]
-fn head(wire: Wire, buf: &mut Buf, frame: u32) {
-    // Most headers ask for nothing: all ten bytes are zero. Read once, as two words.
-    let (low, high) = (buf.peek::<u64>(0).unwrap_or(0), buf.peek::<u16>(8).unwrap_or(0));
-    buf.advance(wire.hdr);
-    if low != 0 || high != 0 {
+fn header<const HDR: u32>(wire: Wire, buf: &mut Buf, frame: Option<u32>) {
+    let Some((low, high)) = buf.take_header::<HDR>() else { return };
+    // Most headers ask for nothing: all ten bytes are zero.
+    if low | u64::from(high) != 0 {
         let mut bytes = [0; size_of::<Offload>()];
         bytes[..8].copy_from_slice(&low.to_le_bytes());
         bytes[8..].copy_from_slice(&high.to_le_bytes());
-        buf.offload = wire.believe(zerocopy::transmute!(bytes), frame);
+        buf.offload = wire.believe(zerocopy::transmute!(bytes), frame.unwrap_or(buf.len()));
+    }
+}
+
+/// The same for any length of header.
+#[inline(always)]
+fn any_header(wire: Wire, buf: &mut Buf, frame: Option<u32>) {
+    if wire.hdr == net::HDR_LEN {
+        header::<{ net::HDR_LEN }>(wire, buf, frame);
+    } else {
+        header::<{ net::HDR_LEN_LEGACY }>(wire, buf, frame);
     }
 }
 

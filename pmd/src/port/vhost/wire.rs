@@ -17,13 +17,8 @@ impl Header {
     /// The header as two words.
     #[inline(always)]
     pub(super) fn words(self) -> (u64, u32) {
-        let o = self.offload;
-        let low = u64::from(o.flags)
-            | u64::from(o.gso_type) << 8
-            | u64::from(o.hdr_len) << 16
-            | u64::from(o.gso_size) << 32
-            | u64::from(o.csum_start) << 48;
-        (low, u32::from(o.csum_offset) | u32::from(self.num_buffers) << 16)
+        let (low, high) = self.offload.words();
+        (low, u32::from(high) | u32::from(self.num_buffers) << 16)
     }
 }
 
@@ -77,7 +72,7 @@ impl Wire {
     /// Whether the guest takes the packet as it is.
     #[inline(always)]
     pub(super) fn takes(self, offload: &Offload) -> bool {
-        *offload == Offload::default() || (self.segments(offload) && self.checksums(offload))
+        offload.is_none() || (self.segments(offload) && self.checksums(offload))
     }
 
     /// Whether the guest takes a packet of this size or segments it itself.

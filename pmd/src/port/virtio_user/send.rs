@@ -111,7 +111,7 @@ impl Send<'_> {
             let len = HDR + buf.len();
             let mut to = self.frames.lend(frame, len);
             // §5.1.6.2: nothing is asked for, and the driver sets num_buffers to 0.
-            let whole = buf.copy_behind((0, 0), HDR, &mut to);
+            let whole = buf.copy_whole::<HDR>((0, 0), &mut to);
             debug_assert!(whole, "plain() looked for room");
             self.frames.filled(to);
             let id = ring.add(&[Segment::read(self.frames.address(frame), len)]).expect("there is room");
