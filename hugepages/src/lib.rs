@@ -18,6 +18,7 @@ pub mod table;
 pub mod window;
 pub mod buf;
 pub mod io;
+pub mod log;
 pub mod pool;
 pub mod private;
 pub mod batch;
@@ -26,6 +27,7 @@ pub mod room;
 
 pub use batch::Batch;
 pub use buf::{Buf, Lender, Loan, Offload, Pod};
+pub use log::{DirtyLog, Marks};
 pub use map::{Backing, Map, MapError, PageSize};
 pub use pool::Pool;
 pub use private::Private;

@@ -136,6 +136,13 @@ impl Table {
         self.regions.iter().find(|r| user.wrapping_sub(r.user) < r.len).map(|r| r.gpa + (user - r.user))
     }
 
+    /// The guest address of an address of ours, such as [`Buf::iova`](crate::Buf::iova) of a buffer that was
+    /// lent from this table.
+    pub fn gpa_at(&self, va: u64) -> Option<u64> {
+        let start = |r: &Region| r.va().as_ptr() as u64;
+        self.regions.iter().find(|r| va.wrapping_sub(start(r)) < r.len).map(|r| r.gpa + (va - start(r)))
+    }
+
     /// How many bytes from `gpa` on lie in one region; 0 when `gpa` is not guest memory.
     pub fn contiguous(&self, gpa: u64) -> u64 {
         self.find(gpa).map_or(0, |r| r.len - (gpa - r.gpa))
