@@ -7,9 +7,11 @@
 pub mod access;
 pub mod driver;
 mod ledger;
+pub mod log;
 pub mod notify;
 pub mod packed;
 pub mod split;
+mod track;
 mod walk;
 
 use std::sync::Arc;
@@ -20,8 +22,10 @@ use crate::batch::Batch;
 use crate::spec::virtio as v;
 pub use access::{Access, Checked, Mapped};
 use ledger::Ledger;
+use log::Written;
 pub use packed::Packed;
 pub use split::Split;
+use track::Track;
 
 /// Entries an indirect table may have beyond the size of its ring.
 pub const MAX_INDIRECT: u32 = 1024;
@@ -157,6 +161,12 @@ pub trait Layout: Sized + Send {
     fn publish(&mut self) -> bool;
     /// Asks the driver for kicks, or to be quiet; `true`: more arrived meanwhile.
     fn arm(&mut self, on: bool) -> bool;
+    /// Where the next element is pushed to.
+    fn element(&self) -> Written;
+    /// What [`Layout::publish`] writes besides elements.
+    fn index(&self) -> Option<Written>;
+    /// What [`Layout::arm`] writes.
+    fn event(&self, on: bool) -> Option<Written>;
     /// Where it stands, as `GET_VRING_BASE` tells it: split: next available index; packed: available
     /// position and wrap counter in bits 0 to 15, used ones in bits 16 to 31.
     fn base(&self) -> u32;
@@ -176,6 +186,8 @@ pub struct Vring<L> {
     fault: Option<Fault>,
     /// Nothing is to be done for single chains but what every ring does: runs of them take short cuts.
     plain: bool,
+    track: Option<Box<Track>>,
+    place: RingLayout,
 }
 
 impl<L: Layout> Vring<L> {
@@ -194,7 +206,15 @@ impl<L: Layout> Vring<L> {
             used: Private::new([0; RUN]),
             fault: None,
             plain: true,
+            track: None,
+            place: *ring,
         })
+    }
+
+    /// After a change of what decides between short cuts and the long way.
+    fn choose_way(&mut self) {
+        self.track = self.track.take().filter(|track| !track.is_idle());
+        self.plain = self.fault.is_none() && self.track.is_none();
     }
 
     /// Lends the next chain to the back of `out`, all of its buffers or none. `None`: nothing is
@@ -218,7 +238,7 @@ impl<L: Layout> Vring<L> {
         if !self.ledger.take(chain.id, left as u16, chain.descs) {
             return self.retire(Fault::Duplicate(chain.id), out, before);
         }
-        if left == 1 && !chain.overflow {
+        if left == 1 && !chain.overflow && self.plain {
             self.ledger.follow(chain.id);
             return Some(chain);
         }
@@ -324,7 +344,7 @@ impl<L: Layout> Vring<L> {
                 if n == RUN || ledger.follows() {
                     layout.push(&used[..n]);
                     n = 0;
-                    ledger.follow_up(layout);
+                    ledger.follow_up(layout, None);
                 }
             });
             return layout.push(&used[..n]);
@@ -344,6 +364,8 @@ impl<L: Layout> Vring<L> {
         if self.fault.is_none() {
             let home = self.ledger.home(id, written);
             self.complete(id, home);
+        } else if let Some(track) = &mut self.track {
+            track.lost(id, written);
         }
     }
 
@@ -351,9 +373,12 @@ impl<L: Layout> Vring<L> {
     #[inline(always)]
     fn complete(&mut self, id: u16, home: Option<(u16, u32)>) {
         if let Some((descs, written)) = home {
+            if let Some(track) = &mut self.track {
+                track.stage(id, written, self.layout.element());
+            }
             self.layout.push(&[L::used(id, descs, written)]);
             if self.ledger.follows() {
-                self.ledger.follow_up(&mut self.layout);
+                self.ledger.follow_up(&mut self.layout, self.track.as_deref_mut());
             }
         }
     }
@@ -361,7 +386,20 @@ impl<L: Layout> Vring<L> {
     /// Makes what was staged visible, once; `true`: the driver wants to be called.
     #[inline(always)]
     pub fn publish(&mut self) -> bool {
-        self.layout.staged() && self.fault.is_none() && self.layout.publish()
+        if !self.plain {
+            return self.publish_tracked();
+        }
+        self.layout.staged() && self.layout.publish()
+    }
+
+    #[cold]
+    fn publish_tracked(&mut self) -> bool {
+        let visible = self.layout.staged() && self.fault.is_none();
+        let call = visible && self.layout.publish();
+        if let Some(track) = &mut self.track {
+            if visible { track.published(self.layout.index()) } else { track.flush() }
+        }
+        call
     }
 
     /// Puts back chains that were popped last and not used: all of `stash`, which holds their
@@ -378,7 +416,14 @@ impl<L: Layout> Vring<L> {
 
     /// Asks the driver for kicks, or to be quiet; `true`: more arrived meanwhile.
     pub fn arm(&mut self, on: bool) -> bool {
-        self.fault.is_none() && self.layout.arm(on)
+        if self.fault.is_some() {
+            return false;
+        }
+        let more = self.layout.arm(on);
+        if let Some(track) = &mut self.track {
+            track.armed(self.layout.event(on));
+        }
+        more
     }
 
     /// Buffers that are out.
@@ -438,6 +483,9 @@ impl<L: Layout> Vring<L> {
             return None;
         }
         self.ledger.follow(chain.id);
+        if let Some(track) = &mut self.track {
+            track.popped(&out.as_slice()[before..]);
+        }
         if empty {
             chain.bytes = 0;
             let home = self.ledger.complete(chain.id);
@@ -519,6 +567,11 @@ impl AnyVring {
     /// See [`Vring::publish`].
     pub fn publish(&mut self) -> bool {
         with_ring!(self, ring => ring.publish())
+    }
+
+    /// See [`Vring::log`].
+    pub fn log(&mut self, target: Option<log::Target>, held: &Batch<Buf>) {
+        with_ring!(self, ring => ring.log(target, held));
     }
 
     /// See [`Vring::unpop`].

@@ -3,6 +3,7 @@
 use hugepages::Private;
 
 use super::Layout;
+use super::track::Track;
 
 /// What is out under one head.
 #[derive(Clone, Copy, Default)]
@@ -98,6 +99,12 @@ impl Ledger {
         (slot.left == 0).then_some(slot.descs)
     }
 
+    /// The heads with buffers that are out.
+    pub(super) fn out(&self) -> impl Iterator<Item = u16> {
+        let out = |slot: &Slot| (1..WAITS).contains(&slot.left);
+        self.slots.iter().enumerate().filter(move |(_, slot)| out(slot)).map(|(id, _)| id as u16)
+    }
+
     /// None of a chain's buffers is out.
     pub(super) fn forget(&mut self, id: u16) {
         self.slots[usize::from(id)].left = 0;
@@ -141,7 +148,7 @@ impl Ledger {
 
     /// Stages the chains that waited for the one that was given back last.
     #[cold]
-    pub(super) fn follow_up<L: Layout>(&mut self, layout: &mut L) {
+    pub(super) fn follow_up<L: Layout>(&mut self, layout: &mut L, mut track: Option<&mut Track>) {
         let Ledger { slots, order: Some(order) } = self else { return };
         while order.waiting > 0 {
             let id = order.heads[order.first];
@@ -152,6 +159,9 @@ impl Ledger {
             slot.left = 0;
             order.waiting -= 1;
             order.forward();
+            if let Some(track) = &mut track {
+                track.stage(id, slot.written, layout.element());
+            }
             layout.push(&[L::used(id, slot.descs, slot.written)]);
         }
     }

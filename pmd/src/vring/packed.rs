@@ -6,6 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use hugepages::{Buf, Lender, OutOfRange, Table, Words};
 
 use super::access::Access;
+use super::log::Written;
 use super::walk::Walk;
 use super::{Chain, Fault, Layout, RingLayout, Rules, Single, Way, notify};
 use crate::batch::Batch;
@@ -340,6 +341,18 @@ impl<A: Access> Layout for Packed<A> {
         fence(Ordering::SeqCst);
         let flags = (self.desc.get(usize::from(self.next.at) * 2 + 1) >> 48) as u16;
         (flags & v::DESC_F_AVAIL != 0) == self.next.wrap && (flags & v::DESC_F_USED != 0) != self.next.wrap
+    }
+
+    fn element(&self) -> Written {
+        Written { descriptors: true, at: 16 * u32::from(self.used.at), len: 16 }
+    }
+
+    fn index(&self) -> Option<Written> {
+        None
+    }
+
+    fn event(&self, _on: bool) -> Option<Written> {
+        Some(Written { descriptors: false, at: 0, len: 4 })
     }
 
     fn base(&self) -> u32 {

@@ -8,6 +8,7 @@ use hugepages::{Buf, Lender, OutOfRange, Table, Words};
 use zerocopy::IntoBytes;
 
 use super::access::Access;
+use super::log::Written;
 use super::walk::Walk;
 use super::{Chain, Fault, Layout, RingLayout, Rules, Single, notify};
 use crate::batch::Batch;
@@ -229,6 +230,20 @@ impl<A: Access> Layout for Split<A> {
         // Pairs with the driver's fence between its index and its look at our event (§2.7.13.4).
         fence(Ordering::SeqCst);
         self.avail.get(IDX) != self.next
+    }
+
+    fn element(&self) -> Written {
+        let at = 4 + 8 * u32::from(self.used_idx & (self.size - 1));
+        Written { descriptors: false, at, len: 8 }
+    }
+
+    fn index(&self) -> Option<Written> {
+        Some(Written { descriptors: false, at: 2, len: 2 })
+    }
+
+    fn event(&self, on: bool) -> Option<Written> {
+        let at = if self.event_idx { 4 + 8 * u32::from(self.size) } else { 0 };
+        (on || !self.event_idx).then_some(Written { descriptors: false, at, len: 2 })
     }
 
     fn base(&self) -> u32 {

@@ -5,10 +5,12 @@
 //! - `model`: what a ring owes a driver that keeps the rules
 //! - `differential`: the same as the `virtio-queue` crate does
 //! - `hostile`: drivers that do not keep the rules
+//! - `log`: the dirty log of a migration, against what was written
 //! - `port`: frames that are wrapped in odd ways, through the vhost port's queue
 
 mod differential;
 mod hostile;
+mod log;
 mod model;
 mod port;
 mod rig;
