@@ -8,12 +8,14 @@
 //! - `wire`: the virtio-net header
 //! - `receive`, `deliver`: packets out of a guest's ring, and into one
 //! - `queue`: the data side
+//! - `herald`: a packet in the name of a guest that has moved here
 //! - `door`: how rings come to a queue and go home
 //! - `control`: what front-ends ask for, carried out
 
 mod control;
 mod deliver;
 pub(crate) mod door;
+mod herald;
 pub(crate) mod queue;
 mod receive;
 pub(crate) mod wire;

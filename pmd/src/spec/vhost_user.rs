@@ -67,14 +67,28 @@ pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// Spec "Multiple queue support": [`id::GET_QUEUE_NUM`].
 pub const PROTOCOL_F_MQ: u64 = 1 << 0;
+/// Spec "Migration": the log comes with [`id::SET_LOG_BASE`] as a descriptor.
+pub const PROTOCOL_F_LOG_SHMFD: u64 = 1 << 1;
+/// Spec "Front-end message types": [`id::SEND_RARP`].
+pub const PROTOCOL_F_RARP: u64 = 1 << 2;
 /// Spec "VHOST_USER_PROTOCOL_F_REPLY_ACK": [`FLAG_NEED_REPLY`] asks for a 64-bit answer, 0 for success.
 pub const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 /// Spec "Front-end message types": [`id::NET_SET_MTU`].
 pub const PROTOCOL_F_NET_MTU: u64 = 1 << 4;
 /// Spec "Front-end message types": [`id::GET_CONFIG`], [`id::SET_CONFIG`].
 pub const PROTOCOL_F_CONFIG: u64 = 1 << 9;
+/// Spec "Front-end message types": [`id::RESET_DEVICE`].
+pub const PROTOCOL_F_RESET_DEVICE: u64 = 1 << 13;
 /// Spec "Front-end message types": [`id::GET_MAX_MEM_SLOTS`], [`id::ADD_MEM_REG`], [`id::REM_MEM_REG`].
 pub const PROTOCOL_F_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+/// Spec "Front-end message types": [`id::SET_STATUS`], [`id::GET_STATUS`].
+pub const PROTOCOL_F_STATUS: u64 = 1 << 16;
+
+/// Spec "Migration", `VHOST_F_LOG_ALL`, a bit beside the features of virtio: writes to guest memory are
+/// logged.
+pub const F_LOG_ALL: u64 = 1 << 26;
+/// Spec "Migration": bytes of memory for which a bit of the log stands.
+pub const LOG_PAGE: u64 = 4096;
 
 /// Spec "Front-end message types", SET_VRING_KICK, CALL and ERR: mask of the ring's index.
 pub const VRING_FD_INDEX_MASK: u64 = 0xff;
@@ -146,6 +160,16 @@ pub struct VringAddr {
     pub available: u64,
     /// Guest address under which writes to the used ring are logged.
     pub log: u64,
+}
+
+/// Spec "Log description".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LogArea {
+    /// Bytes of the log.
+    pub size: u64,
+    /// Offset of its first byte in the file.
+    pub offset: u64,
 }
 
 /// Spec "Memory regions description": what precedes the regions.

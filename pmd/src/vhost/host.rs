@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::spec::vhost_user::{MemRegion, VringAddr};
+use crate::spec::vhost_user::{LogArea, MemRegion, VringAddr};
 
 /// Why a wish of the front-end could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,9 @@ pub enum HostError {
     /// The regions make no memory.
     #[error("{0}")]
     Table(Box<dyn std::error::Error + Send + Sync>),
+    /// The log cannot serve.
+    #[error("dirty log: {0}")]
+    Log(Box<dyn std::error::Error + Send + Sync>),
     /// The ring cannot run as it is described.
     #[error("{0}")]
     Ring(Box<dyn std::error::Error + Send + Sync>),
@@ -114,6 +117,35 @@ pub trait Host: Send {
     /// # Errors
     /// When a descriptor is no eventfd.
     fn signals(&mut self, ring: u16, signals: &Signals) -> Result<(), HostError>;
+
+    /// Writes to memory are logged in this part of `file` from now on, when they are logged; nothing is
+    /// written to the log before any more.
+    ///
+    /// # Errors
+    /// [`HostError::Log`] when it cannot be mapped or is too small for the memory; then the log stays as it
+    /// was. [`HostError::Late`].
+    fn log_base(&mut self, area: LogArea, file: OwnedFd) -> Result<(), HostError>;
+
+    /// What is signalled when something was logged.
+    ///
+    /// # Errors
+    /// When the descriptor is no eventfd.
+    fn log_signal(&mut self, fd: OwnedFd) -> Result<(), HostError>;
+
+    /// Every write to memory is logged from now on, or none.
+    ///
+    /// # Errors
+    /// [`HostError::Late`].
+    fn log_all(&mut self, on: bool) -> Result<(), HostError>;
+
+    /// A running ring logs its used elements elsewhere; its areas are where they were.
+    ///
+    /// # Errors
+    /// [`HostError::Late`].
+    fn log_used(&mut self, ring: u16, addr: &VringAddr) -> Result<(), HostError>;
+
+    /// The guest has moved here: the network is to learn where this address is now.
+    fn announce(&mut self, mac: [u8; 6]);
 }
 
 #[cfg(test)]
@@ -137,6 +169,11 @@ pub(crate) mod testing {
         Start { index: u16, num: u16, base: u32 },
         Stop(Vec<u16>),
         Signals { ring: u16, kick: bool, call: bool, err: bool },
+        LogBase(LogArea),
+        LogSignal,
+        LogAll(bool),
+        LogUsed(u16, u64),
+        Announce([u8; 6]),
     }
 
     /// Shared between the test and the thread that serves it.
@@ -248,6 +285,34 @@ pub(crate) mod testing {
             assert!(diary.running.contains_key(&ring), "ring {ring} does not run");
             diary.asked.push(Asked::Signals { ring, kick, call, err });
             Ok(())
+        }
+
+        fn log_base(&mut self, area: LogArea, _: OwnedFd) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::LogBase(area));
+            if diary.unmappable { Err(HostError::Log("refused by the test".into())) } else { Ok(()) }
+        }
+
+        fn log_signal(&mut self, _: OwnedFd) -> Result<(), HostError> {
+            self.diary().asked.push(Asked::LogSignal);
+            Ok(())
+        }
+
+        fn log_all(&mut self, on: bool) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::LogAll(on));
+            if diary.late.is_empty() { Ok(()) } else { Err(HostError::Late { waited_ms: 0, lent: 1 }) }
+        }
+
+        fn log_used(&mut self, ring: u16, addr: &VringAddr) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            assert!(diary.running.contains_key(&ring), "ring {ring} does not run");
+            diary.asked.push(Asked::LogUsed(ring, addr.log));
+            Ok(())
+        }
+
+        fn announce(&mut self, mac: [u8; 6]) {
+            self.diary().asked.push(Asked::Announce(mac));
         }
     }
 }

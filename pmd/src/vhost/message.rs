@@ -7,9 +7,9 @@ use arrayvec::ArrayVec;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::spec::vhost_user::{
-    ConfigAccess, FLAG_NEED_REPLY, FLAG_REPLY, FLAG_VERSION, FLAG_VERSION_MASK, Header, MAX_CONFIG, MAX_FDS,
-    MAX_PAYLOAD, MAX_TABLE_REGIONS, MemRegion, MemTable, SingleRegion, VRING_FD_INDEX_MASK, VRING_FD_NONE,
-    VringAddr, VringState, id,
+    ConfigAccess, FLAG_NEED_REPLY, FLAG_REPLY, FLAG_VERSION, FLAG_VERSION_MASK, Header, LogArea, MAX_CONFIG,
+    MAX_FDS, MAX_PAYLOAD, MAX_TABLE_REGIONS, MemRegion, MemTable, SingleRegion, VRING_FD_INDEX_MASK,
+    VRING_FD_NONE, VringAddr, VringState, id,
 };
 
 /// A message as it came through the socket: header checked, payload complete.
@@ -137,6 +137,10 @@ pub enum Request {
     ResetOwner,
     /// Regions with their files, 1 to 8.
     SetMemTable(ArrayVec<(MemRegion, OwnedFd), MAX_TABLE_REGIONS>),
+    /// Where writes to memory are logged, and the file of it.
+    SetLogBase(LogArea, OwnedFd),
+    /// What is signalled when something was logged.
+    SetLogFd(OwnedFd),
     SetVringNum(VringState),
     SetVringAddr(VringAddr),
     SetVringBase(VringState),
@@ -152,12 +156,19 @@ pub enum Request {
     SetProtocolFeatures(u64),
     GetQueueNum,
     SetVringEnable(VringState),
+    /// The address that a guest has now here.
+    SendRarp([u8; 6]),
     NetSetMtu(u64),
+    /// The ring, and 0 for little-endian or 1 for big-endian.
+    SetVringEndian(VringState),
     GetConfig(ConfigAccess),
     SetConfig(ConfigAccess, ArrayVec<u8, MAX_CONFIG>),
     GetMaxMemSlots,
     AddMemReg(MemRegion, OwnedFd),
     RemMemReg(MemRegion),
+    ResetDevice,
+    SetStatus(u64),
+    GetStatus,
     /// A message that is not served, by id.
     Unknown(u32),
 }
@@ -195,6 +206,14 @@ impl Request {
                 let region = read::<SingleRegion>(id, payload)?.region;
                 return Ok(Request::AddMemReg(region, one_fd(id, fds)?));
             }
+            id::SET_LOG_BASE => return Ok(Request::SetLogBase(read(id, payload)?, one_fd(id, fds)?)),
+            id::SET_LOG_FD => {
+                // Spec: no payload; some front-ends fill in the 64 bits of the other descriptor messages.
+                if !payload.is_empty() {
+                    read::<u64>(id, payload)?;
+                }
+                return Ok(Request::SetLogFd(one_fd(id, fds)?));
+            }
             id::SET_VRING_KICK => return vring_fd(id, payload, fds, Request::SetVringKick),
             id::SET_VRING_CALL => return vring_fd(id, payload, fds, Request::SetVringCall),
             id::SET_VRING_ERR => return vring_fd(id, payload, fds, Request::SetVringErr),
@@ -215,7 +234,12 @@ impl Request {
             id::SET_PROTOCOL_FEATURES => Request::SetProtocolFeatures(read(id, payload)?),
             id::GET_QUEUE_NUM => nothing(Request::GetQueueNum)?,
             id::SET_VRING_ENABLE => Request::SetVringEnable(read(id, payload)?),
+            id::SEND_RARP => {
+                let [mac @ .., _, _] = read::<u64>(id, payload)?.to_ne_bytes();
+                Request::SendRarp(mac)
+            }
             id::NET_SET_MTU => Request::NetSetMtu(read(id, payload)?),
+            id::SET_VRING_ENDIAN => Request::SetVringEndian(read(id, payload)?),
             id::GET_CONFIG => Request::GetConfig(config(id, payload)?.0),
             id::SET_CONFIG => {
                 let (access, bytes) = config(id, payload)?;
@@ -223,6 +247,9 @@ impl Request {
             }
             id::GET_MAX_MEM_SLOTS => nothing(Request::GetMaxMemSlots)?,
             id::REM_MEM_REG => Request::RemMemReg(read::<SingleRegion>(id, payload)?.region),
+            id::RESET_DEVICE => nothing(Request::ResetDevice)?,
+            id::SET_STATUS => Request::SetStatus(read(id, payload)?),
+            id::GET_STATUS => nothing(Request::GetStatus)?,
             _ => return Ok(Request::Unknown(id)),
         };
         // Spec, REM_MEM_REG: some front-ends send the region's descriptor along; it is closed.
@@ -324,6 +351,11 @@ impl Answer {
         Answer::of(id, &state)
     }
 
+    /// To [`Request::SetLogBase`]: what was set.
+    pub fn log_base(area: LogArea) -> Answer {
+        Answer::of(id::SET_LOG_BASE, &area)
+    }
+
     /// To [`Request::GetConfig`]: `bytes` are those that were asked for.
     pub fn config(access: ConfigAccess, bytes: &[u8]) -> Answer {
         assert_eq!(access.size as usize, bytes.len());
@@ -423,7 +455,7 @@ mod tests {
     }
 
     /// Ids with the payload length and the number of descriptors that they take.
-    const SHAPES: [(u32, usize, usize); 22] = [
+    const SHAPES: [(u32, usize, usize); 29] = [
         (id::GET_FEATURES, 0, 0),
         (id::SET_FEATURES, 8, 0),
         (id::SET_OWNER, 0, 0),
@@ -446,6 +478,13 @@ mod tests {
         (id::GET_MAX_MEM_SLOTS, 0, 0),
         (id::ADD_MEM_REG, 40, 1),
         (id::REM_MEM_REG, 40, 0),
+        (id::SET_LOG_BASE, 16, 1),
+        (id::SET_LOG_FD, 0, 1),
+        (id::SEND_RARP, 8, 0),
+        (id::SET_VRING_ENDIAN, 8, 0),
+        (id::RESET_DEVICE, 0, 0),
+        (id::SET_STATUS, 8, 0),
+        (id::GET_STATUS, 0, 0),
     ];
 
     /// A payload of zeros, but for the count of regions.
@@ -462,7 +501,7 @@ mod tests {
         for (id, want, n) in SHAPES {
             for len in 0..=80 {
                 let got = parse(id, &plain(id, len), n);
-                let roomy = id == id::SET_MEM_TABLE && len == want + 32;
+                let roomy = id == id::SET_MEM_TABLE && len == want + 32 || id == id::SET_LOG_FD && len == 8;
                 assert_eq!(got.is_ok(), len == want || roomy, "{} of {len}: {got:?}", name(id));
                 if let Err(e) = got {
                     assert!(matches!(e, Malformed::Size { got, .. } if got == len), "{e}");

@@ -70,6 +70,20 @@ pub enum Refusal {
     /// The memory cannot be mapped.
     #[error(transparent)]
     Memory(HostError),
+    /// Writes to memory cannot be logged, or not any other way.
+    #[error(transparent)]
+    Log(HostError),
+    /// Rings of a byte order that no driver here uses.
+    #[error("ring {index}: byte order {order}; 0 (little-endian) is possible")]
+    Endian {
+        /// Which.
+        index: u32,
+        /// As it came.
+        order: u32,
+    },
+    /// Bits beyond the device status of virtio.
+    #[error("device status {0:#x} has more than eight bits")]
+    Status(u64),
     /// An MTU out of range.
     #[error("MTU {mtu}; {MIN_MTU} to {max} are possible")]
     Mtu {

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::host::{RingSetup, Signals};
-use crate::spec::vhost_user::{F_PROTOCOL_FEATURES, MAX_VRING_NUM, VringAddr};
+use crate::spec::vhost_user::{F_LOG_ALL, F_PROTOCOL_FEATURES, MAX_VRING_NUM, VRING_F_LOG, VringAddr};
 use crate::spec::virtio::F_RING_PACKED;
 
 /// What is wrong with what was said about a ring.
@@ -41,8 +41,8 @@ pub enum RingError {
         /// Its length.
         len: u64,
     },
-    /// Flags that were not offered.
-    #[error("address flags {0:#x}; none was offered")]
+    /// Flags that do not exist.
+    #[error("address flags {0:#x}; 1 (used elements are logged) is possible")]
     Flags(u32),
     /// A base no ring of that layout and size can have.
     #[error("base {base:#x} is not an index of a {} ring of {num} entries", if *.packed { "packed" } else { "split" })]
@@ -125,6 +125,7 @@ impl Ring {
         check_addr(&addr, num, features)?;
         let base = check_base(self.base_at_rest(features), num, features)?;
         let num = num as u16; // MAX_VRING_NUM fits.
+        let features = features & !F_LOG_ALL; // The host knows what is logged.
         Ok(Some(RingSetup { index, features, num, addr, base, signals: self.signals() }))
     }
 }
@@ -153,7 +154,7 @@ pub(super) fn check_addr(addr: &VringAddr, num: u32, features: u64) -> Result<()
             ("used ring", addr.used, 6 + 8 * n, 4),
         ]
     };
-    if addr.flags != 0 {
+    if addr.flags & !VRING_F_LOG != 0 {
         return Err(RingError::Flags(addr.flags));
     }
     for (area, addr, len, align) in areas {
@@ -221,7 +222,8 @@ mod tests {
             }
             let used = VringAddr { used: 0x3002, ..good };
             assert!(matches!(check_addr(&used, 256, features), Err(RingError::Unaligned { align: 4, .. })));
-            assert_eq!(check_addr(&VringAddr { flags: 1, ..good }, 256, features), Err(RingError::Flags(1)));
+            assert_eq!(check_addr(&VringAddr { flags: 1, ..good }, 256, features), Ok(()));
+            assert_eq!(check_addr(&VringAddr { flags: 3, ..good }, 256, features), Err(RingError::Flags(3)));
         }
         let two = VringAddr { available: 0x2002, ..good };
         assert_eq!(check_addr(&two, 256, SPLIT), Ok(()));

@@ -16,18 +16,23 @@ use super::refusal::{Refusal, SessionError};
 use super::regions::Regions;
 use super::ring::{Kick, Ring, RingError, check_addr, check_base, check_num};
 use crate::spec::vhost_user::{
-    CONFIG_F_MIGRATION, ConfigAccess, F_PROTOCOL_FEATURES, MAX_CONFIG, MAX_MEM_SLOTS, MAX_VRINGS, MIN_MTU,
-    MemRegion, PROTOCOL_F_CONFIG, PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU,
-    PROTOCOL_F_REPLY_ACK, VringAddr, VringState, id,
+    CONFIG_F_MIGRATION, ConfigAccess, F_LOG_ALL, F_PROTOCOL_FEATURES, MAX_CONFIG, MAX_MEM_SLOTS, MAX_VRINGS,
+    MIN_MTU, MemRegion, PROTOCOL_F_CONFIG, PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_LOG_SHMFD,
+    PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU, PROTOCOL_F_RARP, PROTOCOL_F_REPLY_ACK, PROTOCOL_F_RESET_DEVICE,
+    PROTOCOL_F_STATUS, VRING_F_LOG, VringAddr, VringState, id,
 };
 use crate::spec::virtio::{F_RING_PACKED, F_VERSION_1};
 
 /// Protocol features that are offered: those that work.
 pub const PROTOCOL_FEATURES: u64 = PROTOCOL_F_MQ
+    | PROTOCOL_F_LOG_SHMFD
+    | PROTOCOL_F_RARP
     | PROTOCOL_F_REPLY_ACK
     | PROTOCOL_F_NET_MTU
     | PROTOCOL_F_CONFIG
-    | PROTOCOL_F_CONFIGURE_MEM_SLOTS;
+    | PROTOCOL_F_RESET_DEVICE
+    | PROTOCOL_F_CONFIGURE_MEM_SLOTS
+    | PROTOCOL_F_STATUS;
 
 /// What a device offers to any front-end.
 #[derive(Clone, Debug)]
@@ -58,6 +63,10 @@ pub struct Session {
     /// `None` until the front-end has set them.
     features: Option<u64>,
     protocol: u64,
+    /// Virtio 1.3 §2.1, as the front-end last set it.
+    status: u8,
+    /// The configuration space, which a migration may have brought along.
+    config: Vec<u8>,
     regions: Regions,
     rings: Vec<Ring>,
 }
@@ -69,7 +78,8 @@ impl Session {
         assert!((2..=MAX_VRINGS).contains(&rings), "{} queue pairs", offer.pairs);
         assert!(offer.config.len() <= MAX_CONFIG, "{} bytes of configuration", offer.config.len());
         let rings = (0..rings).map(|_| Ring::default()).collect();
-        Session { offer, features: None, protocol: 0, regions: Regions::default(), rings }
+        let config = offer.config.clone();
+        Session { offer, features: None, protocol: 0, status: 0, config, regions: Regions::default(), rings }
     }
 
     /// Takes a message.
@@ -92,6 +102,8 @@ impl Session {
             Err(why) => {
                 let answer = match id {
                     id::GET_CONFIG => Some(Answer::no_config()),
+                    // Of a message that is not served, an acknowledgement is as good as any answer.
+                    _ if acknowledge && matches!(why, Refusal::Unknown(_)) => Some(Answer::number(id, 1)),
                     _ if has_answer(id) => return Err(SessionError::Unanswerable(why)),
                     _ if acknowledge => Some(Answer::number(id, 1)),
                     _ if why.spares_the_connection() => None,
@@ -125,16 +137,40 @@ impl Session {
             Request::GetQueueNum => return number(id::GET_QUEUE_NUM, self.offer.pairs.into()),
             Request::GetMaxMemSlots => return number(id::GET_MAX_MEM_SLOTS, MAX_MEM_SLOTS as u64),
             Request::GetVringBase(index) => return self.vring_base(index, host).map(Some),
+            Request::GetStatus => return number(id::GET_STATUS, self.status.into()),
+            Request::SetLogBase(area, file) => {
+                host.log_base(area, file).map_err(Refusal::Log)?;
+                // Spec "Communication": with LOG_SHMFD it is always answered, but not with what. rust-vmm's
+                // front-end waits for as many bytes as it sent and hangs if fewer come; QEMU takes any.
+                let answered = self.protocol & PROTOCOL_F_LOG_SHMFD != 0;
+                return Ok(answered.then(|| Answer::log_base(area)));
+            }
             Request::GetConfig(access) => {
-                let bytes = &self.offer.config[self.config_range(&access)?];
+                let bytes = &self.config[self.config_range(&access)?];
                 return Ok(Some(Answer::config(access, bytes)));
             }
             Request::Unknown(id) => return Err(Refusal::Unknown(id)),
 
             Request::SetOwner => {}
-            Request::ResetOwner => self.reset_owner(host)?,
+            Request::ResetOwner => self.stop_anew(host)?,
+            Request::ResetDevice => self.reset(host)?,
+            Request::SetStatus(status) => {
+                let status = u8::try_from(status).map_err(|_| Refusal::Status(status))?;
+                if status == 0 {
+                    self.stop_anew(host)?;
+                }
+                self.status = status;
+            }
+            Request::SetLogFd(fd) => host.log_signal(fd).map_err(Refusal::Log)?,
+            Request::SendRarp(mac) => host.announce(mac),
+            Request::SetVringEndian(VringState { index, num: order }) => {
+                self.ring(index)?;
+                if order != 0 {
+                    return Err(Refusal::Endian { index, order });
+                }
+            }
             Request::SetFeatures(features) => {
-                self.set_features(features)?;
+                self.set_features(features, host)?;
                 self.start_all(host, refused);
             }
             Request::SetProtocolFeatures(features) => {
@@ -190,14 +226,14 @@ impl Session {
                 if access.flags != CONFIG_F_MIGRATION {
                     return Err(Refusal::ConfigReadOnly(access.flags));
                 }
-                self.offer.config[range].copy_from_slice(&bytes);
+                self.config[range].copy_from_slice(&bytes);
             }
         }
         Ok(None)
     }
 
     fn offered(&self) -> u64 {
-        self.offer.features | F_PROTOCOL_FEATURES
+        self.offer.features | F_PROTOCOL_FEATURES | F_LOG_ALL
     }
 
     /// The features at work; none before they are set.
@@ -205,27 +241,46 @@ impl Session {
         self.features.unwrap_or(0)
     }
 
-    fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
+    fn set_features(&mut self, features: u64, host: &mut dyn Host) -> Result<(), Refusal> {
         offers(self.offered(), features)?;
         if features & F_RING_PACKED != 0 && features & F_VERSION_1 == 0 {
             return Err(Refusal::PackedLegacy);
         }
         // A front-end with several queue pairs sets the same features again for each.
         let from = self.features();
-        if from != features && self.rings.iter().any(|r| r.running) {
+        let changed = from ^ features;
+        if changed & !F_LOG_ALL != 0 && self.rings.iter().any(|r| r.running) {
             return Err(Refusal::FeaturesChange { from, to: features });
+        }
+        // Spec "Migration": at any time.
+        if changed & F_LOG_ALL != 0 {
+            host.log_all(features & F_LOG_ALL != 0).map_err(Refusal::Log)?;
         }
         self.features = Some(features);
         Ok(())
     }
 
-    /// Spec "RESET_OWNER": disables all rings. They start again with a new kick descriptor.
-    fn reset_owner(&mut self, host: &mut dyn Host) -> Result<(), Refusal> {
+    /// Spec "RESET_OWNER", virtio 1.3 §2.4: disables all rings. They start again with a new kick descriptor.
+    fn stop_anew(&mut self, host: &mut dyn Host) -> Result<(), Refusal> {
         let stopped = self.stop_all(host);
         for ring in &mut self.rings {
             ring.forget_start();
             ring.enabled = None;
         }
+        stopped
+    }
+
+    /// Spec "RESET_DEVICE": the device is as it was when the front-end connected. Its memory stays.
+    fn reset(&mut self, host: &mut dyn Host) -> Result<(), Refusal> {
+        let stopped = self.stop_anew(host);
+        if self.features() & F_LOG_ALL != 0 {
+            host.log_all(false).map_err(Refusal::Log)?;
+        }
+        for ring in &mut self.rings {
+            *ring = Ring { err: ring.err.take(), ..Ring::default() };
+        }
+        (self.features, self.status) = (None, 0);
+        self.config.clone_from(&self.offer.config);
         stopped
     }
 
@@ -279,6 +334,13 @@ impl Session {
     /// A ring may move while it runs.
     fn set_addr(&mut self, ring: usize, addr: VringAddr, host: &mut dyn Host) -> Result<(), Refusal> {
         if self.rings[ring].running && self.rings[ring].addr != Some(addr) {
+            let elsewhere = |old: VringAddr| VringAddr { flags: addr.flags, log: addr.log, ..old };
+            if self.rings[ring].addr.map(elsewhere) == Some(addr) && addr.flags & !VRING_F_LOG == 0 {
+                // Only the log of its used elements: it goes on.
+                host.log_used(ring as u16, &addr).map_err(Refusal::Log)?;
+                self.rings[ring].addr = Some(addr);
+                return Ok(());
+            }
             self.stop(&[ring], host)?;
         }
         // Before the size is known, the smallest ring there is.
@@ -378,7 +440,7 @@ impl Session {
 
     fn config_range(&self, access: &ConfigAccess) -> Result<std::ops::Range<usize>, Refusal> {
         let ConfigAccess { offset, size, .. } = *access;
-        let len = self.offer.config.len();
+        let len = self.config.len();
         let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(size));
         if size == 0 || end > len as u64 {
             return Err(Refusal::ConfigRange { offset, size, len });
@@ -397,6 +459,16 @@ fn has_answer(id: u32) -> bool {
             | id::GET_MAX_MEM_SLOTS
             | id::GET_VRING_BASE
             | id::GET_CONFIG
+            | id::GET_STATUS
+            // Not served. A front-end that sends them nonetheless waits for an answer.
+            | id::CREATE_CRYPTO_SESSION
+            | id::POSTCOPY_ADVISE
+            | id::POSTCOPY_END
+            | id::GET_INFLIGHT_FD
+            | id::GET_SHARED_OBJECT
+            | id::SET_DEVICE_STATE_FD
+            | id::CHECK_DEVICE_STATE
+            | id::GET_SHMEM_CONFIG
     )
 }
 

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hugepages::{Map, OutOfRange, Region, Table};
+use hugepages::{DirtyLog, Map, OutOfRange, Region, Table};
 use tracing::{debug, info, warn};
 
 use super::door::{Door, Side, Stuck};
+use super::herald::Herald;
 use super::queue::{Events, Ring};
 use super::wire::Wire;
-use crate::spec::vhost_user::MemRegion;
+use crate::batch::Batch;
+use crate::spec::vhost_user::{LogArea, MemRegion, VRING_F_LOG, VringAddr};
 use crate::spec::virtio as v;
 use crate::sys::eventfd::EventFd;
 use crate::vhost::{Host, HostError, RingSetup, Signals};
+use crate::vring::log::Target;
 use crate::vring::{AnyVring, RingLayout, Vring, Way};
 
 /// How long one message may wait for rings to come home, all of them together. Other ports wait with
@@ -42,6 +45,26 @@ pub(super) struct Control {
     mapped: bool,
     table: Option<Arc<Table>>,
     rings: Vec<Place>,
+    logging: Logging,
+}
+
+/// What a front-end has said about logging.
+#[derive(Default)]
+struct Logging {
+    base: Option<Arc<DirtyLog>>,
+    signal: Option<Arc<OwnedFd>>,
+    on: bool,
+    /// By ring: guest address under which its used elements are logged.
+    used: Vec<Option<u64>>,
+}
+
+impl Logging {
+    /// Where a ring is to log.
+    fn target(&self, ring: u16) -> Option<Target> {
+        let log = self.base.clone().filter(|_| self.on)?;
+        let used = self.used.get(usize::from(ring)).copied().flatten();
+        Some(Target { log, used, signal: self.signal.clone() })
+    }
 }
 
 /// virtio 1.3 §5.1.2: receiveq1, transmitq1, receiveq2, ... as the guest sees them.
@@ -52,7 +75,7 @@ fn side(ring: u16) -> Side {
 impl Control {
     pub(super) fn new(name: String, doors: Arc<[Door]>, up: Arc<AtomicBool>, mapped: bool) -> Control {
         let rings = vec![Place::Home; doors.len() * 2];
-        Control { name, doors, up, mapped, table: None, rings }
+        Control { name, doors, up, mapped, table: None, rings, logging: Logging::default() }
     }
 
     fn door(&self, ring: u16) -> &Door {
@@ -74,6 +97,9 @@ impl Control {
 
     fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), HostError> {
         let table = Table::new(regions).map_err(|e| HostError::Table(e.into()))?;
+        if let Some(log) = self.logging.base.as_ref().filter(|_| self.logging.on) {
+            covers(log, &table)?;
+        }
         self.table = Some(Arc::new(table));
         Ok(())
     }
@@ -121,6 +147,32 @@ impl Control {
         home.map_err(|Stuck { waited_ms, lent }| HostError::Late { waited_ms: waited_ms as u64, lent })
     }
 
+    fn set_used_log(&mut self, ring: u16, addr: &VringAddr) {
+        self.logging.used.resize(self.rings.len(), None);
+        self.logging.used[usize::from(ring)] = (addr.flags & VRING_F_LOG != 0).then_some(addr.log);
+    }
+
+    /// Tells rings where to log and waits until they do.
+    fn log(&mut self, rings: impl Iterator<Item = u16> + Clone) -> Result<(), HostError> {
+        let since = Instant::now();
+        let out = rings.filter(|ring| self.rings[usize::from(*ring)] != Place::Home);
+        for ring in out.clone() {
+            self.door(ring).log(side(ring), self.logging.target(ring));
+        }
+        let mut all = Ok(());
+        for ring in out {
+            let left = PATIENCE.saturating_sub(since.elapsed());
+            if let Err(Stuck { waited_ms, lent }) = self.door(ring).logs(side(ring), left) {
+                all = Err(HostError::Late { waited_ms: waited_ms as u64, lent });
+            }
+        }
+        all
+    }
+
+    fn log_everywhere(&mut self) -> Result<(), HostError> {
+        self.log(0..self.rings.len() as u16)
+    }
+
     /// Spec "Ring states" and DPDK's practice: the link is up when packets can pass both ways.
     fn set_link(&mut self) {
         let up = self.rings.chunks_exact(2).any(|pair| pair == [Place::Running; 2]);
@@ -140,9 +192,20 @@ pub(super) fn events(signals: &Signals) -> Result<Events, HostError> {
     Ok(Events { kick: adopt("kick", kick)?, call: adopt("call", call)?, err: adopt("error", err)? })
 }
 
+/// Spec "Migration": the log covers all memory.
+fn covers(log: &DirtyLog, table: &Table) -> Result<(), HostError> {
+    let end = table.regions().last().map_or(0, |last| last.gpa + last.len);
+    if end <= log.end() {
+        return Ok(());
+    }
+    let what = format!("it ends at guest address {:#x}, memory at {end:#x}", log.end());
+    Err(HostError::Log(what.into()))
+}
+
 impl Host for Control {
     fn disconnected(&mut self) {
         self.table = None;
+        self.logging = Logging::default();
     }
 
     fn map(&mut self, regions: Vec<(MemRegion, OwnedFd)>) -> Result<(), HostError> {
@@ -170,7 +233,7 @@ impl Host for Control {
         }
         let name = self.ring_name(index);
         let events = events(&setup.signals)?;
-        let ring = self.open(&setup).map_err(|e| {
+        let mut ring = self.open(&setup).map_err(|e| {
             if let Some(err) = &events.err {
                 err.signal();
             }
@@ -180,6 +243,8 @@ impl Host for Control {
         let access = if ring.mapped() { "mapped" } else { "checked" };
         debug!("{name}: starts, {layout}, {access}, {} entries, at {:#x}", setup.num, setup.base);
         let wire = Wire::of(setup.features);
+        self.set_used_log(index, &setup.addr);
+        ring.log(self.logging.target(index), &Batch::default());
         self.door(index).give(side(index), Ring { ring, wire, events, name });
         self.rings[usize::from(index)] = Place::Running;
         self.set_link();
@@ -213,5 +278,44 @@ impl Host for Control {
     fn signals(&mut self, ring: u16, signals: &Signals) -> Result<(), HostError> {
         self.door(ring).rewire(side(ring), events(signals)?);
         Ok(())
+    }
+
+    fn log_base(&mut self, area: LogArea, file: OwnedFd) -> Result<(), HostError> {
+        let log = DirtyLog::open(file, area.offset, area.size).map_err(|e| HostError::Log(e.into()))?;
+        if let Some(table) = &self.table {
+            covers(&log, table)?;
+        }
+        info!("{}: dirty log for {:#x} bytes of guest memory", self.name, log.end());
+        self.logging.base = Some(Arc::new(log));
+        self.log_everywhere()
+    }
+
+    fn log_signal(&mut self, fd: OwnedFd) -> Result<(), HostError> {
+        let fd = Arc::new(fd);
+        EventFd::adopt(Arc::clone(&fd)).map_err(|e| HostError::Log(e.into()))?;
+        self.logging.signal = Some(fd);
+        self.log_everywhere()
+    }
+
+    fn log_all(&mut self, on: bool) -> Result<(), HostError> {
+        info!("{}: writes are logged {}", self.name, if on { "from now on" } else { "no more" });
+        self.logging.on = on;
+        let done = self.log_everywhere();
+        if !on {
+            (self.logging.base, self.logging.signal) = (None, None);
+        }
+        done
+    }
+
+    fn log_used(&mut self, ring: u16, addr: &VringAddr) -> Result<(), HostError> {
+        self.set_used_log(ring, addr);
+        self.log(std::iter::once(ring))
+    }
+
+    fn announce(&mut self, mac: [u8; 6]) {
+        match Herald::new(mac) {
+            Ok(herald) => self.doors[0].announce(herald),
+            Err(e) => warn!("{}: the guest's new place is not announced: {e}", self.name),
+        }
     }
 }

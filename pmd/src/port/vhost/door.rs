@@ -9,8 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::herald::Herald;
 use super::queue::{Events, Ring};
+use crate::batch::Batch;
 use crate::sys::eventfd::EventFd;
+use crate::vring::log::Target;
 
 /// Which ring of a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,26 @@ struct Board {
     wanted: [bool; 2],
     home: [Option<Ring>; 2],
     lent: [u32; 2],
+    logs: [Option<Log>; 2],
+    /// The queue has not yet said that it logs as it was told to.
+    unlogged: [bool; 2],
+    herald: Option<Herald>,
+}
+
+/// Where a ring is to log from now on; `None`: nowhere.
+pub(super) type Log = Option<Target>;
+
+/// What waits at the door for one side.
+#[derive(Default)]
+pub(super) struct Look {
+    /// A ring.
+    pub(super) ring: Option<Ring>,
+    /// Other eventfds for the ring inside.
+    pub(super) events: Option<Events>,
+    /// Another log for the ring inside; to be answered by [`Inside::logged`].
+    pub(super) log: Option<Log>,
+    /// Whether the ring inside is wanted.
+    pub(super) wanted: bool,
 }
 
 struct Shared {
@@ -121,6 +144,39 @@ impl Door {
         }
     }
 
+    /// Tells a ring that was given where to log; see [`Door::logs`].
+    pub(crate) fn log(&self, side: Side, log: Log) {
+        let (mut board, i) = (self.0.lock(), side as usize);
+        let board = &mut *board;
+        match board.incoming[i].as_mut().or(board.home[i].as_mut()) {
+            Some(ring) => ring.ring.log(log, &Batch::default()),
+            None => (board.logs[i], board.unlogged[i]) = (Some(log), true),
+        }
+        self.knock();
+    }
+
+    /// Waits until the ring logs as it was told to.
+    ///
+    /// # Errors
+    /// [`Stuck`]: its queue has not looked.
+    pub(crate) fn logs(&self, side: Side, patience: Duration) -> Result<(), Stuck> {
+        let (since, i) = (Instant::now(), side as usize);
+        let mut board = self.0.lock();
+        while board.unlogged[i] {
+            let Some(left) = patience.checked_sub(since.elapsed()) else {
+                return Err(Stuck { waited_ms: patience.as_millis(), lent: board.lent[i] });
+            };
+            board = self.0.answered.wait_timeout(board, left).expect("no holder panics").0;
+        }
+        Ok(())
+    }
+
+    /// Leaves packets for the queue to receive.
+    pub(crate) fn announce(&self, herald: Herald) {
+        self.0.lock().herald = Some(herald);
+        self.knock();
+    }
+
     fn knock(&self) {
         // Pairs with the acquire in `knocked`: the board is written before.
         self.0.knock.store(true, Ordering::Release);
@@ -141,11 +197,22 @@ impl Inside {
         &self.0.bell
     }
 
-    /// The ring left at the door, if any; eventfds for the one inside, if there are others; and whether
-    /// the one inside is wanted.
-    pub(super) fn look(&self, side: Side) -> (Option<Ring>, Option<Events>, bool) {
+    /// What waits for one side.
+    pub(super) fn look(&self, side: Side) -> Look {
         let (mut board, i) = (self.0.lock(), side as usize);
-        (board.incoming[i].take(), board.events[i].take(), board.wanted[i])
+        let (ring, events, log) = (board.incoming[i].take(), board.events[i].take(), board.logs[i].take());
+        Look { ring, events, log, wanted: board.wanted[i] }
+    }
+
+    /// The ring logs as it was told to.
+    pub(super) fn logged(&self, side: Side) {
+        self.0.lock().unlogged[side as usize] = false;
+        self.0.answered.notify_all();
+    }
+
+    /// Packets to be received, left at the door.
+    pub(super) fn herald(&self) -> Option<Herald> {
+        self.0.lock().herald.take()
     }
 
     /// Sends a ring home.
@@ -163,9 +230,13 @@ impl Inside {
     pub(super) fn close(&self, rings: [Option<Ring>; 2]) {
         let mut board = self.0.lock();
         for (i, ring) in rings.into_iter().enumerate() {
-            if let Some(ring) = ring {
+            if let Some(mut ring) = ring {
+                if let Some(log) = board.logs[i].take() {
+                    ring.ring.log(log, &Batch::default());
+                }
                 board.incoming[i] = Some(ring);
             }
+            board.unlogged[i] = false;
         }
         drop(board);
         self.0.answered.notify_all();

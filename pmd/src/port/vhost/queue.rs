@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use hugepages::{Buf, Loan};
 
 use super::deliver::Deliver;
-use super::door::{Door, Inside, Side};
+use super::door::{Door, Inside, Look, Side};
+use super::herald::Herald;
 use super::receive::receive;
 use super::wire::Wire;
 use crate::batch::{BURST, Batch};
@@ -111,6 +112,8 @@ pub(super) struct VhostQueue {
     leaving: [bool; 2],
     /// By side.
     complaints: [Complaints; 2],
+    /// Packets in the name of a guest that has moved here.
+    herald: Option<Herald>,
     door: Inside,
     counters: Arc<Counters>,
 }
@@ -145,6 +148,7 @@ impl VhostQueue {
             done: Batch::default(),
             leaving: [false; 2],
             complaints: Default::default(),
+            herald: None,
             door,
             counters,
         }
@@ -155,7 +159,7 @@ impl VhostQueue {
     fn answer(&mut self) {
         let counters = Arc::clone(&self.counters);
         for side in [Side::FromGuest, Side::ToGuest] {
-            let (ring, events, wanted) = self.door.look(side);
+            let Look { ring, events, log, wanted } = self.door.look(side);
             if let Some(mut ring) = ring {
                 ring.ring.arm(false);
                 // A call may have been lost while the ring was away.
@@ -167,7 +171,23 @@ impl VhostQueue {
                 // Or while the old descriptor was still called.
                 ring.call(&counters);
             }
+            if let Some(log) = log {
+                let none = Batch::default();
+                let (ring, held) = match side {
+                    Side::FromGuest => (&mut self.from_guest, &none),
+                    Side::ToGuest => (&mut self.to_guest, &self.stash),
+                };
+                if let Some(ring) = ring {
+                    ring.ring.log(log, held);
+                }
+                self.door.logged(side);
+            }
             self.leaving[side as usize] = wanted;
+        }
+        if let Some(herald) =
+            self.door.herald().filter(|_| self.herald.as_ref().is_none_or(|h| h.lent() == 0))
+        {
+            self.herald = Some(herald);
         }
         self.leave();
     }
@@ -210,6 +230,11 @@ impl Queue for VhostQueue {
             return 0;
         }
         let had = ring.ring.fault().is_some();
+        if let Some(bytes) = self.herald.as_mut().and_then(|herald| herald.rx(out)) {
+            self.counters.rx_packets.add(1);
+            self.counters.rx_bytes.add(bytes);
+            return 1;
+        }
         let (packets, errors, bytes) = with_ring!(&mut ring.ring, vring => receive(vring, ring.wire, out));
         if packets + errors > 0 {
             self.counters.rx_packets.add(packets as u64);
@@ -257,6 +282,9 @@ impl Queue for VhostQueue {
 
     #[inline]
     fn settle(&mut self, loans: &mut Batch<Loan>) {
+        if let Some(herald) = &mut self.herald {
+            herald.settle(loans);
+        }
         let Some(ring) = &mut self.from_guest else { return };
         let call = with_ring!(&mut ring.ring, vring => {
             vring.settle_front(loans);
@@ -269,6 +297,7 @@ impl Queue for VhostQueue {
 
     fn lent(&self) -> u32 {
         self.from_guest.as_ref().map_or(0, |ring| ring.ring.lent())
+            + self.herald.as_ref().map_or(0, Herald::lent)
     }
 
     fn held(&self) -> u32 {

@@ -1,7 +1,7 @@
 use super::super::host::testing::{Asked, Recorder};
 use super::super::wire::testing::send_with;
 use super::*;
-use crate::spec::vhost_user::{F_PROTOCOL_FEATURES, Header, MemRegion, VringState, id};
+use crate::spec::vhost_user::{F_LOG_ALL, F_PROTOCOL_FEATURES, Header, LogArea, MemRegion, VringState, id};
 use crate::spec::virtio::{F_RING_PACKED, F_VERSION_1};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,7 +11,7 @@ use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol, VhostUserVringAddrFlags,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use zerocopy::IntoBytes;
 
 const FEATURES: u64 = F_VERSION_1 | F_RING_PACKED;
@@ -102,9 +102,14 @@ fn the_front_end_of_rust_vmm_agrees_with_us() {
     let stage = Stage::new("rust-vmm");
     let mut front = Frontend::connect(&stage.path, 4).unwrap();
     front.set_owner().unwrap();
-    assert_eq!(front.get_features().unwrap(), FEATURES | F_PROTOCOL_FEATURES);
+    assert_eq!(front.get_features().unwrap(), FEATURES | F_PROTOCOL_FEATURES | F_LOG_ALL);
     let offered = front.get_protocol_features().unwrap();
-    let wanted = Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIG | Protocol::CONFIGURE_MEM_SLOTS;
+    let wanted = Protocol::MQ
+        | Protocol::REPLY_ACK
+        | Protocol::CONFIG
+        | Protocol::CONFIGURE_MEM_SLOTS
+        | Protocol::LOG_SHMFD
+        | Protocol::RESET_DEVICE;
     assert!(offered.contains(wanted));
     front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     front.set_protocol_features(wanted).unwrap();
@@ -141,6 +146,17 @@ fn the_front_end_of_rust_vmm_agrees_with_us() {
         let setup = stage.host.diary().running[&(ring as u16)].clone();
         assert_eq!((setup.num, setup.base, setup.addr.used), (100, 0x8000_8000, at + 0x1000));
     }
+    // It waits for as many bytes as it sent.
+    let log = memfd(0x1000);
+    let region = VhostUserDirtyLogRegion { mmap_size: 0x1000, mmap_offset: 0, mmap_handle: log.as_raw_fd() };
+    front.set_log_base(0, Some(region)).unwrap();
+    front.set_features(FEATURES | F_PROTOCOL_FEATURES | F_LOG_ALL).unwrap();
+    front.set_features(FEATURES | F_PROTOCOL_FEATURES).unwrap();
+    assert!(stage.host.diary().asked.ends_with(&[
+        Asked::LogBase(LogArea { size: 0x1000, offset: 0 }),
+        Asked::LogAll(true),
+        Asked::LogAll(false)
+    ]));
     front.set_vring_enable(3, false).unwrap();
     assert_eq!(stage.host.diary().running.len(), 3);
     assert!(front.set_vring_num(0, 256).is_err(), "it runs");
@@ -150,6 +166,10 @@ fn the_front_end_of_rust_vmm_agrees_with_us() {
     let (_, config) = front.get_config(4, 8, VhostUserConfigFlags::empty(), &[0; 8]).unwrap();
     assert_eq!(config, [4, 5, 6, 7, 8, 9, 10, 11]);
     assert!(front.set_config(0, VhostUserConfigFlags::WRITABLE, &[1; 6]).is_ok(), "bit 0: a migration");
+    front.reset_device().unwrap();
+    assert!(stage.host.diary().running.is_empty());
+    let (_, config) = front.get_config(0, 6, VhostUserConfigFlags::empty(), &[0; 6]).unwrap();
+    assert_eq!(config, [0, 1, 2, 3, 4, 5], "as before the migration");
     // Last: from here on that front-end takes the number of pairs for the number of rings.
     assert_eq!(front.get_queue_num().unwrap(), 2);
     drop(front);
@@ -170,7 +190,7 @@ fn a_message_byte_by_byte_with_its_descriptor_first() {
     for byte in &message[1..] {
         front.write_all(&[*byte]).unwrap();
     }
-    assert_eq!(features(&mut front), Some(FEATURES | F_PROTOCOL_FEATURES));
+    assert_eq!(features(&mut front), Some(FEATURES | F_PROTOCOL_FEATURES | F_LOG_ALL));
     assert_eq!(stage.host.asked(), [Asked::Connected, Asked::Map(vec![region])]);
 }
 

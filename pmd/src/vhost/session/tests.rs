@@ -2,7 +2,7 @@ use super::super::host::testing::{Asked, Recorder};
 use super::super::message::{Fds, name};
 use super::super::ring::RingError;
 use super::*;
-use crate::spec::vhost_user::{Header, SingleRegion, VringAddr};
+use crate::spec::vhost_user::{Header, LogArea, SingleRegion, VringAddr};
 use proptest::prelude::*;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -121,10 +121,11 @@ const PACKED: u64 = SPLIT | F_RING_PACKED;
 fn numbers_are_answered_byte_for_byte() {
     let mut talk = Talk::new();
     for (id, number) in [
-        (id::GET_FEATURES, FEATURES | 1 << 30),
-        (id::GET_PROTOCOL_FEATURES, 1 | 1 << 3 | 1 << 4 | 1 << 9 | 1 << 15),
+        (id::GET_FEATURES, FEATURES | 1 << 30 | 1 << 26),
+        (id::GET_PROTOCOL_FEATURES, 0x1_a21f),
         (id::GET_QUEUE_NUM, 2),
         (id::GET_MAX_MEM_SLOTS, 509),
+        (id::GET_STATUS, 0),
     ] {
         // An explicit answer is the same with an acknowledgement asked for.
         for flags in [0, NEED_REPLY] {
@@ -148,13 +149,121 @@ fn acknowledgements_only_once_negotiated() {
 #[test]
 fn unknown_messages_are_refused_and_the_session_lives() {
     let mut talk = Talk::ready(SPLIT);
-    for id in [0, id::SET_LOG_BASE, id::SEND_RARP, id::IOTLB_MSG, id::GET_STATUS, 45, 0x1_0001, u32::MAX] {
+    for id in [0, id::IOTLB_MSG, id::GPU_SET_SOCKET, id::CLOSE_CRYPTO_SESSION, 46, 0x1_0001, u32::MAX] {
         assert!(!talk.ask(id, &[1, 2, 3], 3), "{}", name(id));
         let reply = talk.on(message(id, 0, &[0; 100], 9)).unwrap();
         assert!(reply.answer.is_none());
         assert!(matches!(reply.refused[..], [Refusal::Unknown(got)] if got == id));
     }
     talk.run(0);
+}
+
+#[test]
+fn what_is_not_offered_is_refused_and_nobody_waits_for_an_answer() {
+    // HOST_NOTIFIER, SHARED_OBJECT, CROSS_ENDIAN, CRYPTO_SESSION, XEN_MMAP.
+    for bit in [11, 18, 6, 7, 17] {
+        let mut talk = Talk::new();
+        assert!(matches!(
+            talk.on(message(id::SET_PROTOCOL_FEATURES, 0, &(1u64 << bit).to_ne_bytes(), 0)),
+            Err(SessionError::Unheard(Refusal::Features { .. }))
+        ));
+    }
+    for id in [id::GET_SHARED_OBJECT, id::GET_SHMEM_CONFIG, id::CREATE_CRYPTO_SESSION] {
+        let mut talk = Talk::ready(SPLIT);
+        assert!(!talk.ask(id, &[0; 16], 0), "{}", name(id));
+        let end = talk.on(message(id, 0, &[0; 16], 0));
+        assert!(matches!(end, Err(SessionError::Unanswerable(Refusal::Unknown(got))) if got == id));
+    }
+    let mut talk = Talk::ready(SPLIT);
+    assert!(talk.ask(id::SET_VRING_ENDIAN, &state(0, 0), 0));
+    assert!(!talk.ask(id::SET_VRING_ENDIAN, &state(0, 1), 0), "big-endian");
+    assert!(!talk.ask(id::SET_VRING_ENDIAN, &state(4, 0), 0), "no such ring");
+}
+
+/// Front-ends differ in what they expect of SET_LOG_BASE, and hang if they do not get it.
+#[test]
+fn the_log_base_is_answered_as_it_came() {
+    let area = LogArea { size: 0x20, offset: 0 };
+    for flags in [0, NEED_REPLY] {
+        let mut talk = Talk::ready(SPLIT);
+        let answer = talk.on(message(id::SET_LOG_BASE, flags, area.as_bytes(), 1)).unwrap().answer.unwrap();
+        #[rustfmt::skip]
+        assert_eq!(answer.encode(), [
+            6, 0, 0, 0, 5, 0, 0, 0, 16, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ]);
+        assert_eq!(talk.host.asked(), [Asked::LogBase(area)]);
+    }
+    // Without LOG_SHMFD there is no answer unless it is asked for.
+    let mut talk = Talk::new();
+    talk.tell(id::SET_PROTOCOL_FEATURES, 1u64 << 3);
+    assert_eq!(talk.send(id::SET_LOG_BASE, 0, area.as_bytes(), 1), None);
+    assert!(talk.ask(id::SET_LOG_BASE, area.as_bytes(), 1));
+    // QEMU does not look into the answer, so that it must not get one that says "refused".
+    let mut talk = Talk::ready(SPLIT);
+    talk.host.diary().unmappable = true;
+    assert!(!talk.ask(id::SET_LOG_BASE, area.as_bytes(), 1));
+    let end = talk.on(message(id::SET_LOG_BASE, 0, area.as_bytes(), 1));
+    assert!(matches!(end, Err(SessionError::Unheard(Refusal::Log(_)))), "{end:?}");
+}
+
+#[test]
+fn logging_begins_and_ends_while_rings_run() {
+    let mut talk = Talk::ready(SPLIT);
+    talk.run(0);
+    let logged = VringAddr { flags: 1, log: 0x77_0000, ..addr(0) };
+    talk.tell(id::SET_FEATURES, SPLIT | 1 << 26);
+    talk.tell(id::SET_VRING_ADDR, logged);
+    talk.tell(id::SET_VRING_ADDR, logged);
+    talk.tell(id::SET_FEATURES, SPLIT | 1 << 26);
+    talk.tell(id::SET_FEATURES, SPLIT);
+    talk.tell(id::SET_VRING_ADDR, addr(0));
+    let used = |log| Asked::LogUsed(0, log);
+    assert_eq!(talk.host.asked(), [Asked::LogAll(true), used(0x77_0000), Asked::LogAll(false), used(0),]);
+    assert!(!talk.ask(id::SET_VRING_ADDR, VringAddr { flags: 2, ..addr(0) }.as_bytes(), 0));
+    // Other features still cannot change under a ring.
+    talk.run(1);
+    assert!(!talk.ask(id::SET_FEATURES, &(PACKED | 1 << 26).to_ne_bytes(), 0));
+    assert!(talk.ask(id::SET_LOG_FD, &[], 1));
+    assert_eq!(talk.host.asked(), [Asked::LogSignal]);
+    // A core that does not answer: the front-end must not believe that it logs.
+    talk.host.diary().late = vec![0];
+    assert!(!talk.ask(id::SET_FEATURES, &(SPLIT | 1 << 26).to_ne_bytes(), 0));
+}
+
+#[test]
+fn status_and_reset() {
+    let mut talk = Talk::ready(SPLIT);
+    talk.run(0);
+    let status = |talk: &mut Talk| talk.send(id::GET_STATUS, 0, &[], 0).unwrap()[0];
+    for bits in [1u64, 3, 11, 15] {
+        talk.tell(id::SET_STATUS, bits);
+        assert_eq!(u64::from(status(&mut talk)), bits);
+    }
+    assert!(!talk.ask(id::SET_STATUS, &256u64.to_ne_bytes(), 0));
+    talk.host.asked();
+    talk.tell(id::SET_STATUS, 0u64);
+    assert_eq!((status(&mut talk), talk.host.asked()), (0, vec![Asked::Stop(vec![0])]));
+    talk.run(0);
+    talk.tell(id::SET_FEATURES, SPLIT | 1 << 26);
+    talk.tell(id::SET_STATUS, 15u64);
+    talk.host.asked();
+    assert!(talk.ask(id::RESET_DEVICE, &[], 0));
+    assert_eq!(talk.host.asked(), [Asked::Stop(vec![0]), Asked::LogAll(false)]);
+    assert_eq!((status(&mut talk), talk.base(0)), (0, 0));
+    // Features are negotiated anew; the memory has stayed.
+    talk.describe(0, 256, 0);
+    talk.tell(id::SET_VRING_KICK, 0u64);
+    talk.tell(id::SET_VRING_ENABLE, state(0, 1));
+    assert!(talk.host.asked().is_empty());
+    talk.tell(id::SET_FEATURES, SPLIT);
+    assert_eq!(talk.host.asked(), [Asked::Start { index: 0, num: 256, base: 0 }]);
+}
+
+#[test]
+fn a_guest_that_has_moved_is_announced() {
+    let mut talk = Talk::ready(SPLIT);
+    assert!(talk.ask(id::SEND_RARP, &[2, 3, 4, 5, 6, 7, 0, 0], 0));
+    assert_eq!(talk.host.asked(), [Asked::Announce([2, 3, 4, 5, 6, 7])]);
 }
 
 #[test]
@@ -558,7 +667,8 @@ fn any_message() -> impl Strategy<Value = (u32, u32, Vec<u8>, usize)> {
                 id::SET_VRING_NUM, id::SET_VRING_BASE, id::GET_VRING_BASE, id::SET_VRING_ENABLE,
             ]), index.clone(), num).prop_map(|(id, index, num)| (id, state(index, num).to_vec(), 0)),
         3 => (index, at.clone(), at.clone(), at).prop_map(|(index, descriptors, used, available)| {
-                let addr = VringAddr { index, flags: 0, descriptors, used, available, log: 0 };
+                let (flags, log) = ((used >> 12) as u32 & 1, descriptors);
+                let addr = VringAddr { index, flags, descriptors, used, available, log };
                 (id::SET_VRING_ADDR, addr.as_bytes().to_vec(), 0)
             }),
         3 => (id::SET_VRING_KICK..=id::SET_VRING_ERR, 0u64..5)
@@ -567,7 +677,9 @@ fn any_message() -> impl Strategy<Value = (u32, u32, Vec<u8>, usize)> {
             .prop_map(|t| (id::SET_MEM_TABLE, table(&t), t.len())),
         2 => (id::ADD_MEM_REG..=id::REM_MEM_REG, region)
             .prop_map(|(id, r)| (id, single(r), usize::from(id == id::ADD_MEM_REG))),
-        1 => Just((id::RESET_OWNER, Vec::new(), 0)),
+        1 => prop::sample::select(vec![id::RESET_OWNER, id::RESET_DEVICE]).prop_map(|id| (id, Vec::new(), 0)),
+        1 => (0u64..4).prop_map(|status| (id::SET_STATUS, status.to_ne_bytes().to_vec(), 0)),
+        1 => Just((id::SET_LOG_BASE, LogArea { size: 64, offset: 0 }.as_bytes().to_vec(), 1)),
         2 => (0u32..48, prop::collection::vec(any::<u8>(), 0..60), 0usize..4),
     ];
     (need, body).prop_map(|(flags, (id, payload, fds))| (id, flags, payload, fds))
