@@ -33,4 +33,4 @@ pub use pool::Pool;
 pub use private::Private;
 pub use room::{Reach, Room};
 pub use table::{OutOfRange, Region, Table, TableError};
-pub use window::{CheckedWindow, Window, Word, Words};
+pub use window::{CheckedWindow, Monitor, Window, Word, Words};

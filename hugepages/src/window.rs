@@ -1,6 +1,8 @@
 //! Typed views of rings. Every access is one atomic load or store of a whole word, so a value that a
 //! guest changes meanwhile is read once or the other way, never torn and never twice.
 
+mod monitor;
+
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use zerocopy::FromBytes;
+
+pub use monitor::Monitor;
 
 use crate::table::{OutOfRange, Table};
 
@@ -21,7 +25,7 @@ mod sealed {
 
 /// A word that the machine reads and writes at once: `u16`, `u32`, `u64`.
 pub trait Word:
-    sealed::Sealed + Copy + Send + AtomicAccess + Default + FromBytes + std::fmt::Debug + 'static
+    sealed::Sealed + Copy + Send + AtomicAccess + Default + FromBytes + Into<u64> + std::fmt::Debug + 'static
 {
     #[doc(hidden)]
     /// # Safety
@@ -75,6 +79,8 @@ pub trait Words<T: Word>: Send {
     fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T>);
     /// Copies whole words to word `from` on, unordered.
     fn copy_in(&self, from: usize, bytes: &[u8]);
+    /// Lets `monitor` tell when the upper 16 bits of word `i` are no longer those of `value`.
+    fn monitor(&self, i: usize, value: T, monitor: &mut Monitor);
 }
 
 impl Table {
@@ -111,7 +117,7 @@ impl Table {
 pub struct Window<T> {
     at: NonNull<T>,
     n: usize,
-    _table: Arc<Table>,
+    table: Arc<Table>,
 }
 
 // SAFETY: all access is atomic and the table keeps the memory mapped.
@@ -123,7 +129,7 @@ impl<T: Word> Window<T> {
     /// # Safety
     /// `n` aligned words at `at` stay mapped as long as `table` lives.
     pub(crate) unsafe fn new(at: NonNull<T>, n: usize, table: Arc<Table>) -> Self {
-        Window { at, n, _table: table }
+        Window { at, n, table }
     }
 
     /// Words in it.
@@ -237,6 +243,12 @@ impl<T: Word> Words<T> for Window<T> {
         // SAFETY: as in run(): n words, no more than there are bytes.
         unsafe { crate::copy::bytes(bytes.as_ptr(), first.cast(), n * size_of::<T>()) };
     }
+    #[inline]
+    fn monitor(&self, i: usize, value: T, monitor: &mut Monitor) {
+        let at = NonNull::new(self.word(i)).expect("a word of a mapping");
+        // SAFETY: word() checked the index; new() promised the rest.
+        unsafe { monitor.set(at, value, &self.table) }
+    }
 }
 
 /// `n` words of guest memory, translated at every access by `vm-memory`: slower, but the words may
@@ -245,7 +257,7 @@ pub struct CheckedWindow<T> {
     memory: GuestMemoryMmap,
     gpa: u64,
     n: usize,
-    _table: Arc<Table>,
+    table: Arc<Table>,
     _word: PhantomData<T>,
 }
 
@@ -265,7 +277,7 @@ impl<T: Word> CheckedWindow<T> {
                 run => at += run.min(end - at),
             }
         }
-        Ok(CheckedWindow { memory: view(&table), gpa, n, _table: table, _word: PhantomData })
+        Ok(CheckedWindow { memory: view(&table), gpa, n, table, _word: PhantomData })
     }
 
     fn address(&self, i: usize) -> GuestAddress {
@@ -327,6 +339,13 @@ impl<T: Word> Words<T> for CheckedWindow<T> {
         for (i, word) in bytes.chunks_exact(size_of::<T>()).enumerate() {
             self.set(from + i, T::read_from_bytes(word).expect("of its size"));
         }
+    }
+    fn monitor(&self, i: usize, value: T, monitor: &mut Monitor) {
+        let at = self.table.translate(self.address(i).0, size_of::<T>() as u64);
+        let at = at.expect("new() checked that every word is guest memory").cast();
+        // SAFETY: translate() checked that the word lies in one region, which the table keeps mapped;
+        // regions begin on pages, and new() checked that words are aligned in them.
+        unsafe { monitor.set(at, value, &self.table) }
     }
 }
 

@@ -4,6 +4,7 @@
 //! verbs; it comes home to be stopped. One kind of port per file below.
 
 pub mod frames;
+pub(crate) mod knock;
 mod pace;
 pub mod pipe;
 pub mod null;
@@ -21,7 +22,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hugepages::{Buf, Loan, Table};
+use hugepages::{Buf, Loan, Monitor, Table};
 
 use crate::batch::Batch;
 
@@ -130,8 +131,8 @@ pub trait Queue: Send + Any {
     /// Takes packets from the front of `batch`; how many. What does not fit stays with the caller; a
     /// packet that can never be sent is taken, finished and counted as an error.
     fn tx(&mut self, batch: &mut Batch<Buf>) -> usize;
-    /// Gives receipts of what `tx` has finished with, as many as fit; how many. Called every turn,
-    /// also while forwarding is stopped: housekeeping of the queue belongs here.
+    /// Gives receipts of what `tx` has finished with, as many as fit; how many. Called every turn unless
+    /// it [rests](Queue::rest), also while forwarding is stopped: housekeeping of the queue belongs here.
     fn reap(&mut self, done: &mut Batch<Loan>) -> usize;
     /// Takes its own receipts from the front of `loans`, and stops at the first that is not its own.
     fn settle(&mut self, loans: &mut Batch<Loan>);
@@ -149,6 +150,13 @@ pub trait Queue: Send + Any {
     fn post(&mut self, empty: &mut Batch<Buf>) -> usize {
         let _ = empty;
         0
+    }
+    /// After some turns in which `rx` brought nothing: `true`, it may be left alone until the word that
+    /// it lets `monitor` watch changes, it is sent something, or the control side knocks. A call of
+    /// `rx` finds nothing until then, and `reap` has nothing to do. `false`: it is asked every turn.
+    fn rest(&mut self, monitor: &mut Monitor) -> bool {
+        let _ = monitor;
+        false
     }
     /// Before the core sleeps: asks the peer to call, and hands the descriptors that become readable
     /// when it does to `wait`. `false`: there is work already, or the queue can only be polled: do

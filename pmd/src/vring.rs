@@ -16,7 +16,7 @@ mod walk;
 
 use std::sync::Arc;
 
-use hugepages::{Buf, Lender, Loan, OutOfRange, Private, Room, Table};
+use hugepages::{Buf, Lender, Loan, Monitor, OutOfRange, Private, Room, Table};
 
 use crate::batch::Batch;
 use crate::spec::virtio as v;
@@ -167,6 +167,9 @@ pub trait Layout: Sized + Send {
     fn index(&self) -> Option<Written>;
     /// What [`Layout::arm`] writes.
     fn event(&self, on: bool) -> Option<Written>;
+    /// Lets `monitor` watch the word that changes when the next chain becomes available; `false`: one
+    /// is already.
+    fn monitor(&self, monitor: &mut Monitor) -> bool;
     /// Where it stands, as `GET_VRING_BASE` tells it: split: next available index; packed: available
     /// position and wrap counter in bits 0 to 15, used ones in bits 16 to 31.
     fn base(&self) -> u32;
@@ -426,6 +429,16 @@ impl<L: Layout> Vring<L> {
         more
     }
 
+    /// Whether [`Vring::pop`] finds nothing until the word that `monitor` watches from now on changes.
+    /// One that is retired never finds anything: then it watches nothing.
+    pub fn monitor(&self, monitor: &mut Monitor) -> bool {
+        if self.fault.is_some() {
+            monitor.clear();
+            return true;
+        }
+        self.layout.monitor(monitor)
+    }
+
     /// Buffers that are out.
     #[inline(always)]
     pub fn lent(&self) -> u32 {
@@ -557,6 +570,11 @@ impl AnyVring {
     /// See [`Vring::arm`].
     pub fn arm(&mut self, on: bool) -> bool {
         with_ring!(self, ring => ring.arm(on))
+    }
+
+    /// See [`Vring::monitor`].
+    pub fn monitor(&self, monitor: &mut Monitor) -> bool {
+        with_ring!(self, ring => ring.monitor(monitor))
     }
 
     /// See [`Vring::settle`].

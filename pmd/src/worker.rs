@@ -5,6 +5,7 @@
 //! [`WorkerHandle`]; queues are moved to a worker and recalled, never shared. Packets cross to another
 //! core over a [`pipe`](crate::port).
 
+mod awake;
 mod counters;
 mod handle;
 mod outbox;
@@ -29,8 +30,9 @@ pub use outbox::Outbox;
 
 use crate::batch::{BURST, Batch};
 use crate::completion::doorbell::Doorbell;
-use crate::port::Queue;
+use crate::port::{Queue, knock};
 use crate::spec::net::MAX_FRAME;
+use awake::slots;
 use outbox::Frames;
 
 /// Turns between two looks into the inbox while there is work.
@@ -133,6 +135,8 @@ pub struct Worker {
     /// Deadline, and turns since the command.
     stop: Option<(Instant, u32)>,
     idle_sleep: Option<Duration>,
+    /// Knocks that it has heard of.
+    knocks: u32,
 }
 
 impl Worker {
@@ -171,6 +175,7 @@ impl Worker {
             recalls: Vec::new(),
             stop: None,
             idle_sleep,
+            knocks: 0,
         };
         let thread = thread::Builder::new()
             .name(name.clone())
@@ -228,25 +233,38 @@ impl Worker {
         }
     }
 
-    /// One round over all queues. Whether anything moved.
+    /// One round over all queues that do not rest. Whether anything moved.
     #[inline]
     fn turn(&mut self) -> bool {
+        let any = self.running && self.receive();
+        self.out.close_turn() | any
+    }
+
+    /// The first half of a turn: packets in, and through the stage.
+    #[inline]
+    fn receive(&mut self) -> bool {
         let Worker { stage, out, batch, .. } = self;
-        let mut any = false;
-        if self.running {
-            any = stage.tick(out);
-            let mut empty = 0;
-            for i in 0..out.slots.len() {
+        let knocks = knock::knocks();
+        if knocks != self.knocks {
+            self.knocks = knocks;
+            out.awake.wake_all();
+        }
+        let mut any = stage.tick(out);
+        let mut empty = 0;
+        for word in 0..out.awake.words() {
+            for i in slots(word, out.awake.look(word)) {
                 let slot = &mut out.slots[i];
                 if slot.leaving {
                     continue;
                 }
                 let packets = slot.queue.rx(batch);
                 if packets == 0 {
+                    slot.empty = slot.empty.saturating_add(1);
                     empty += 1;
                     continue;
                 }
                 any = true;
+                slot.empty = 0;
                 slot.stream.count_rx(packets);
                 let from = slot.id;
                 stage.burst(from, batch, out);
@@ -254,11 +272,11 @@ impl Worker {
                     out.drop_all(batch);
                 }
             }
-            if empty > 0 {
-                out.counters.empty_polls.add(empty);
-            }
         }
-        out.close_turn() | any
+        if empty > 0 {
+            out.counters.empty_polls.add(empty);
+        }
+        any
     }
 
     #[cold]
@@ -269,6 +287,7 @@ impl Worker {
                 None => drop(reply.send(Err(WorkerError::NotHere(id)))),
                 Some(i) => {
                     self.out.slots[i].leaving = true;
+                    self.out.rouse();
                     self.recalls.push(Recall { id, deadline: Instant::now() + within, turns: 0, reply });
                 }
             },
@@ -281,12 +300,14 @@ impl Worker {
             Command::Pause => {
                 self.stage.flush(&mut self.out);
                 self.running = false;
+                self.out.rouse();
             }
             Command::Read(reply) => drop(reply.send(self.report())),
             Command::Stop(within) => {
                 self.running = false;
                 self.stop = Some((Instant::now() + within, 0));
                 self.out.slots.iter_mut().for_each(|slot| slot.leaving = true);
+                self.out.rouse();
             }
         }
     }

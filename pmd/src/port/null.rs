@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use hugepages::{Backing, Buf, Loan, Pool};
+use hugepages::{Backing, Buf, Loan, Monitor, Pool};
 
 use crate::batch::Batch;
 use crate::port::frames::{self, FRAMES, local_mac};
@@ -168,6 +168,11 @@ impl Queue for NullQueue {
 
     fn held(&self) -> u32 {
         self.done.len() as u32
+    }
+
+    fn rest(&mut self, monitor: &mut Monitor) -> bool {
+        monitor.clear();
+        self.no_rx && self.done.is_empty()
     }
 
     fn sleep<'q>(&'q mut self, _: &mut dyn FnMut(BorrowedFd<'q>)) -> bool {

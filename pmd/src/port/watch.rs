@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use hugepages::{Buf, Loan, Offload, Table};
+use hugepages::{Buf, Loan, Monitor, Offload, Table};
 
 use crate::batch::Batch;
 use crate::port::{Caps, Counters, Link, Port, PortError, Queue, Stats};
@@ -237,6 +237,10 @@ impl<W: Watcher> Queue for WatchedQueue<W> {
 
     fn post(&mut self, empty: &mut Batch<Buf>) -> usize {
         self.inner.post(empty)
+    }
+
+    fn rest(&mut self, monitor: &mut Monitor) -> bool {
+        self.inner.rest(monitor)
     }
 
     fn sleep<'q>(&'q mut self, wait: &mut dyn FnMut(BorrowedFd<'q>)) -> bool {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use hugepages::{Buf, Lender, OutOfRange, Table, Words};
+use hugepages::{Buf, Lender, Monitor, OutOfRange, Table, Words};
 
 use super::access::Access;
 use super::log::Written;
@@ -340,7 +340,15 @@ impl<A: Access> Layout for Packed<A> {
         // Pairs with the driver's fence between its flags and its look at our event area.
         fence(Ordering::SeqCst);
         let flags = (self.desc.get(usize::from(self.next.at) * 2 + 1) >> 48) as u16;
-        (flags & v::DESC_F_AVAIL != 0) == self.next.wrap && (flags & v::DESC_F_USED != 0) != self.next.wrap
+        self.next.offered(flags)
+    }
+
+    fn monitor(&self, monitor: &mut Monitor) -> bool {
+        // The flags are the upper 16 bits. Not available as they are now, they change when it is.
+        let at = usize::from(self.next.at) * 2 + 1;
+        let rest = self.desc.get(at);
+        self.desc.monitor(at, rest, monitor);
+        !self.next.offered((rest >> 48) as u16)
     }
 
     fn element(&self) -> Written {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use hugepages::{Buf, Lender, OutOfRange, Table, Words};
+use hugepages::{Buf, Lender, Monitor, OutOfRange, Table, Words};
 
 use zerocopy::IntoBytes;
 
@@ -244,6 +244,11 @@ impl<A: Access> Layout for Split<A> {
     fn event(&self, on: bool) -> Option<Written> {
         let at = if self.event_idx { 4 + 8 * u32::from(self.size) } else { 0 };
         (on || !self.event_idx).then_some(Written { descriptors: false, at, len: 2 })
+    }
+
+    fn monitor(&self, monitor: &mut Monitor) -> bool {
+        self.avail.monitor(IDX, self.next, monitor);
+        !monitor.changed()
     }
 
     fn base(&self) -> u32 {

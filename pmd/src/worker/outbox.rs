@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hugepages::{Buf, Pool};
 
 use super::QueueId;
+use super::awake::{Awake, REST_POLLS, slots};
 use super::counters::{CoreCounters, Stream};
 use crate::batch::{Batch, CAP};
 use crate::completion::Loans;
@@ -24,6 +25,8 @@ pub(super) struct Slot {
     pub(super) stream: Arc<Stream>,
     /// On its way home: neither `rx` nor `tx` is called any more.
     pub(super) leaving: bool,
+    /// Calls of `rx` in a row that brought nothing.
+    pub(super) empty: u32,
     /// Whole packets that wait to be sent.
     lane: Batch<Buf>,
 }
@@ -52,6 +55,7 @@ pub struct Outbox {
     pub(super) slots: Vec<Slot>,
     pub(super) frames: Frames,
     pub(super) counters: Arc<CoreCounters>,
+    pub(super) awake: Awake,
     /// By queue id: 1 + its slot; 0 not here.
     at: Vec<u16>,
     /// Desks that are asked first: queues that carry other cores' buffers.
@@ -66,6 +70,7 @@ impl Outbox {
             slots: Vec::new(),
             frames,
             counters,
+            awake: Awake::default(),
             at: Vec::new(),
             carriers: Vec::new(),
             loans: Loans::new(),
@@ -95,6 +100,7 @@ impl Outbox {
             self.make_room(i);
         }
         let whole = !buf.more();
+        self.wake(i);
         let lane = &mut self.slots[i].lane;
         lane.push(buf);
         if whole && lane.len() >= FLUSH {
@@ -111,6 +117,7 @@ impl Outbox {
         if self.slots[i].lane.room() < batch.len() {
             self.flush(i);
         }
+        self.wake(i);
         let lane = &mut self.slots[i].lane;
         if lane.is_empty() {
             // Nothing moves but the two batches' places.
@@ -182,7 +189,7 @@ impl Outbox {
             self.at.resize(known + 1, 0);
         }
         assert!(self.at[known] == 0, "the handle attaches {id} once");
-        self.slots.push(Slot { id, queue, stream, leaving: false, lane: Batch::default() });
+        self.slots.push(Slot { id, queue, stream, leaving: false, empty: 0, lane: Batch::default() });
         self.renumber();
     }
 
@@ -206,19 +213,45 @@ impl Outbox {
     #[inline]
     pub(super) fn close_turn(&mut self) -> bool {
         let mut any = !self.loans.is_empty();
-        for i in 0..self.slots.len() {
-            if !self.slots[i].lane.is_empty() {
-                self.flush(i);
-            }
-            any |= self.slots[i].queue.reap(self.loans.batch()) > 0;
-            if self.loans.near_full() {
-                self.settle();
+        for word in 0..self.awake.words() {
+            for i in slots(word, self.awake.get(word)) {
+                if !self.slots[i].lane.is_empty() {
+                    self.flush(i);
+                }
+                any |= self.slots[i].queue.reap(self.loans.batch()) > 0;
+                if self.loans.near_full() {
+                    self.settle();
+                }
+                self.rest(i);
             }
         }
         if !self.loans.is_empty() {
             self.settle();
         }
         any
+    }
+
+    /// Has a queue looked after from this turn on, and for a while.
+    #[inline(always)]
+    pub(super) fn wake(&mut self, i: usize) {
+        if self.awake.wake(i) {
+            self.slots[i].empty = 0;
+        }
+    }
+
+    /// Lets a queue rest that has brought nothing for a while, if it can.
+    #[inline(always)]
+    fn rest(&mut self, i: usize) {
+        let slot = &mut self.slots[i];
+        if slot.empty >= REST_POLLS && !self.awake.rest(i, |monitor| slot.queue.rest(monitor)) {
+            slot.empty = 0;
+        }
+    }
+
+    /// Nobody rests until it has been asked in vain for a while again.
+    pub(super) fn rouse(&mut self) {
+        self.awake.reset(self.slots.len());
+        self.slots.iter_mut().for_each(|slot| slot.empty = 0);
     }
 
     fn renumber(&mut self) {
@@ -230,6 +263,7 @@ impl Outbox {
             }
         }
         self.loans.forget();
+        self.rouse();
     }
 
     fn finish(&mut self, buf: Buf) {

@@ -1,5 +1,7 @@
 //! Workers on real threads. The far end of every queue is a [`Toy`], a pipe or a null port.
 
+mod rest;
+
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -2,16 +2,16 @@
 //! the data side of a vhost port meet.
 //!
 //! The control side leaves a ring at the door ([`Door::give`]) or asks for it ([`Door::take`]) and
-//! knocks. The queue looks for a knock once a turn, one relaxed load, and then answers under the lock.
+//! knocks. The queue looks for a knock in `reap`, one relaxed load, and then answers under the lock.
 //! A ring is owned by one side at any time.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::herald::Herald;
 use super::queue::{Events, Ring};
 use crate::batch::Batch;
+use crate::port::knock::Knock;
 use crate::sys::eventfd::EventFd;
 use crate::vring::log::Target;
 
@@ -62,10 +62,9 @@ pub(super) struct Look {
 }
 
 struct Shared {
-    knock: AtomicBool,
+    knock: Knock,
     board: Mutex<Board>,
     answered: Condvar,
-    bell: EventFd,
 }
 
 impl Shared {
@@ -83,19 +82,15 @@ pub(super) struct Inside(Arc<Shared>);
 impl Door {
     /// A door whose inner half goes to the queue.
     pub(super) fn new() -> std::io::Result<(Door, Inside)> {
-        let shared = Arc::new(Shared {
-            knock: AtomicBool::new(false),
-            board: Mutex::default(),
-            answered: Condvar::new(),
-            bell: EventFd::new()?,
-        });
+        let shared =
+            Arc::new(Shared { knock: Knock::new()?, board: Mutex::default(), answered: Condvar::new() });
         Ok((Door(Arc::clone(&shared)), Inside(shared)))
     }
 
     /// Another inner half, for a port that is started again.
     pub(super) fn inside(&self) -> Inside {
         // Rings may wait at the door since it was closed.
-        self.0.knock.store(true, Ordering::Release);
+        self.0.knock.knock();
         Inside(Arc::clone(&self.0))
     }
 
@@ -106,7 +101,7 @@ impl Door {
         board.wanted[side as usize] = false;
         board.events[side as usize] = None;
         drop(board);
-        self.knock();
+        self.0.knock.knock();
     }
 
     /// Gives a ring that was given, and not taken since, other eventfds. It uses the old ones until its
@@ -120,7 +115,7 @@ impl Door {
             None => board.events[i] = Some(events),
         }
         drop(board);
-        self.knock();
+        self.0.knock.knock();
     }
 
     /// Takes a ring that was given home, all its buffers settled; waits for that up to `patience`.
@@ -131,7 +126,7 @@ impl Door {
         let (since, i) = (Instant::now(), side as usize);
         let mut board = self.0.lock();
         board.wanted[i] = true;
-        self.knock();
+        self.0.knock.knock();
         loop {
             if let Some(ring) = board.home[i].take().or_else(|| board.incoming[i].take()) {
                 board.wanted[i] = false;
@@ -152,7 +147,7 @@ impl Door {
             Some(ring) => ring.ring.log(log, &Batch::default()),
             None => (board.logs[i], board.unlogged[i]) = (Some(log), true),
         }
-        self.knock();
+        self.0.knock.knock();
     }
 
     /// Waits until the ring logs as it was told to.
@@ -174,13 +169,7 @@ impl Door {
     /// Leaves packets for the queue to receive.
     pub(crate) fn announce(&self, herald: Herald) {
         self.0.lock().herald = Some(herald);
-        self.knock();
-    }
-
-    fn knock(&self) {
-        // Pairs with the acquire in `knocked`: the board is written before.
-        self.0.knock.store(true, Ordering::Release);
-        self.0.bell.signal();
+        self.0.knock.knock();
     }
 }
 
@@ -188,13 +177,17 @@ impl Inside {
     /// Whether the control side wants something; clears the knock.
     #[inline(always)]
     pub(super) fn knocked(&self) -> bool {
-        // Relaxed first: the line is shared and quiet. The swap pairs with the release in `knock`.
-        self.0.knock.load(Ordering::Relaxed) && self.0.knock.swap(false, Ordering::Acquire)
+        self.0.knock.knocked()
+    }
+
+    /// Whether the control side waits for an answer.
+    pub(super) fn knocking(&self) -> bool {
+        self.0.knock.knocking()
     }
 
     /// What readable means somebody knocked.
     pub(super) fn bell(&self) -> &EventFd {
-        &self.0.bell
+        self.0.knock.bell()
     }
 
     /// What waits for one side.

@@ -36,6 +36,11 @@ impl Herald {
         Some(written as u64)
     }
 
+    /// Whether the packet has not been lent yet.
+    pub(super) fn due(&self) -> bool {
+        self.due
+    }
+
     /// Takes its own receipts from the front.
     pub(super) fn settle(&mut self, loans: &mut Batch<Loan>) {
         while loans.front().is_some_and(|loan| loan.owner() == self.pool.owner()) {

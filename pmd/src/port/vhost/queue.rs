@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hugepages::{Buf, Loan};
+use hugepages::{Buf, Loan, Monitor};
 
 use super::deliver::Deliver;
 use super::door::{Door, Inside, Look, Side};
@@ -304,10 +304,23 @@ impl Queue for VhostQueue {
         self.done.len() as u32
     }
 
+    fn rest(&mut self, monitor: &mut Monitor) -> bool {
+        let due = self.herald.as_ref().is_some_and(Herald::due);
+        if due || !self.done.is_empty() || self.leaving != [false; 2] {
+            return false;
+        }
+        match &self.from_guest {
+            Some(ring) => ring.ring.monitor(monitor),
+            None => {
+                monitor.clear();
+                true
+            }
+        }
+    }
+
     fn sleep<'q>(&'q mut self, wait: &mut dyn FnMut(BorrowedFd<'q>)) -> bool {
         use std::os::fd::AsFd;
-        if self.door.knocked() {
-            self.answer();
+        if self.door.knocking() {
             return false;
         }
         if self.from_guest.as_mut().is_some_and(|ring| ring.events.kick.is_none() || ring.ring.arm(true)) {

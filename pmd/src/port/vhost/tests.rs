@@ -16,6 +16,7 @@ use crate::batch::Batch;
 use crate::spec::vhost_user::F_PROTOCOL_FEATURES;
 use crate::vhost::Server;
 use crate::vring::driver::{Areas, Packed, Ring, Segment, Split};
+use crate::worker::{self, Outbox, QueueId, Worker};
 
 /// Where the guest's memory is in "its own process".
 const USER: u64 = 0x7f12_0000_0000;
@@ -251,7 +252,9 @@ impl<R: Ring> Guest<R> {
             self.words.set(at + HDR as usize / 2 + i, word(self.sent, i));
         }
         self.transmit.add(&[Segment::read(addr, HDR + 64)]).unwrap();
-        let _ = self.transmit.publish();
+        if self.transmit.publish() {
+            self.kick.write(1).unwrap();
+        }
         self.sent += 1;
         true
     }
@@ -547,6 +550,56 @@ fn front_ends_come_and_go() {
     }
     eventually("unmapped", || mappings("reconnect") == 0);
     stage.port.stop(core.stop()).unwrap();
+}
+
+/// Sends every packet back where it came from, on a real core.
+struct Back;
+
+impl worker::Stage for Back {
+    fn burst(&mut self, from: QueueId, batch: &mut Batch<Buf>, out: &mut Outbox) {
+        out.send_all(from, batch);
+    }
+}
+
+/// After pauses in which the core leaves the queue alone, or sleeps.
+fn a_queue_at_rest_hears_its_front_end(name: &str, idle_sleep: Option<Duration>) {
+    let mut stage = Stage::new(name, |_| {});
+    let backing = hugepages::Backing { page: hugepages::PageSize::Base, node: None };
+    let config = worker::Config { frames: 1, large_frames: 1, backing, idle_sleep, ..Default::default() };
+    let core = Worker::spawn(config, Box::new(Back)).unwrap();
+    core.attach(QueueId(0), stage.port.start(1).unwrap().pop().unwrap()).unwrap();
+    core.start().unwrap();
+    let pause = || std::thread::sleep(Duration::from_millis(3));
+    pause();
+    for _ in 0..3 {
+        let mut guest = Guest::<Packed>::connect(&stage, name, PACKED);
+        guest.start();
+        for _ in 0..30 {
+            pause();
+            guest.front.set_mem_table(&[guest.info()]).unwrap();
+            assert_eq!(mappings(name), 2, "ours and the guest's");
+            guest.ping(1);
+            pause();
+            let [there, back] = [1, 0].map(|ring| guest.front.get_vring_base(ring).unwrap());
+            guest.start_ring(0, back as u16, 0).unwrap();
+            guest.start_ring(1, there as u16, 0).unwrap();
+            guest.ping(40);
+        }
+        pause();
+        drop(guest);
+        eventually("unmapped", || mappings(name) == 0);
+    }
+    stage.port.stop(vec![core.recall(QueueId(0), Duration::from_secs(1)).unwrap()]).unwrap();
+}
+
+#[test]
+fn a_queue_at_rest_hears_its_front_end_at_once() {
+    a_queue_at_rest_hears_its_front_end("rest", None);
+}
+
+#[test]
+fn a_queue_of_a_core_asleep_hears_its_front_end_at_once() {
+    a_queue_at_rest_hears_its_front_end("asleep", Some(Duration::from_secs(10)));
 }
 
 #[test]

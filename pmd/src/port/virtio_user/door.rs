@@ -1,11 +1,11 @@
 //! How rings come to a queue on its core: the control thread leaves them at the door and knocks; the
-//! queue looks for a knock once a turn, one relaxed load, and then takes them in under the lock.
+//! queue looks for a knock in `reap`, one relaxed load, and then takes them in under the lock.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::control::State;
+use crate::port::knock::Knock;
 use crate::sys::eventfd::EventFd;
 use crate::vring::driver::{Packed, Split};
 
@@ -33,21 +33,19 @@ enum Mail {
 
 /// Between the control thread and one queue.
 pub(super) struct Door {
-    knock: AtomicBool,
+    /// Its bell is rung by the back-end, too, when it has used buffers that were waited for.
+    knock: Knock,
     mail: Mutex<Mail>,
-    /// Rung by the back-end when it has used buffers that were waited for, and by the control thread.
-    bell: Arc<EventFd>,
     state: Arc<State>,
 }
 
 impl Door {
     pub(super) fn new(state: &Arc<State>) -> io::Result<Door> {
-        let (knock, mail) = (AtomicBool::new(false), Mutex::new(Mail::Nothing));
-        Ok(Door { knock, mail, bell: Arc::new(EventFd::new()?), state: Arc::clone(state) })
+        Ok(Door { knock: Knock::new()?, mail: Mutex::new(Mail::Nothing), state: Arc::clone(state) })
     }
 
     pub(super) fn bell(&self) -> &Arc<EventFd> {
-        &self.bell
+        self.knock.bell()
     }
 
     /// Leaves rings for the queue.
@@ -63,17 +61,14 @@ impl Door {
 
     fn post(&self, mail: Mail) -> Mail {
         let before = std::mem::replace(&mut *self.mail.lock().expect("no holder panics"), mail);
-        // Pairs with the acquire in `knocked`: the mail is there before.
-        self.knock.store(true, Ordering::Release);
-        self.bell.signal();
+        self.knock.knock();
         before
     }
 
     /// Whether there is mail; clears the knock.
     #[inline(always)]
     pub(super) fn knocked(&self) -> bool {
-        // Relaxed first: the line is shared and quiet. The swap pairs with the release in `post`.
-        self.knock.load(Ordering::Relaxed) && self.knock.swap(false, Ordering::Acquire)
+        self.knock.knocked()
     }
 
     /// Takes the mail: `None`, there is none; `Some(None)`, the back-end is gone.
