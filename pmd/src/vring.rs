@@ -10,6 +10,7 @@ mod ledger;
 pub mod log;
 pub mod notify;
 pub mod packed;
+pub mod record;
 pub mod split;
 mod track;
 mod walk;
@@ -161,6 +162,27 @@ pub trait Layout: Sized + Send {
     fn publish(&mut self) -> bool;
     /// Asks the driver for kicks, or to be quiet; `true`: more arrived meanwhile.
     fn arm(&mut self, on: bool) -> bool;
+    /// What the driver sees: split: the used index; packed: 1 if the descriptor at this place, with this wrap
+    /// counter, is used.
+    fn seen(&self, at: u16) -> u16;
+    /// Goes on with used elements there, and with chains of so many places, from there on, in flight.
+    fn resume(&mut self, used: u16, places: u16);
+    /// Pops a chain again that is in flight: by its head (split), or as its descriptors were (packed).
+    ///
+    /// # Errors
+    /// The driver's fault, as of [`Layout::pop`].
+    fn again(
+        &mut self,
+        mem: &Lender,
+        rules: Rules,
+        out: &mut Batch<Buf>,
+        head: u16,
+        descriptors: &[(u64, u64)],
+    ) -> Result<Chain, Fault>;
+    /// The last `descs` descriptors that were popped, of a layout in which they do not stay.
+    fn popped(&self, descs: u16) -> Vec<(u64, u64)>;
+    /// Where the staged elements end, as [`Layout::seen`] and [`Layout::resume`] have it.
+    fn used_end(&self) -> u16;
     /// Where the next element is pushed to.
     fn element(&self) -> Written;
     /// What [`Layout::publish`] writes besides elements.
@@ -231,6 +253,11 @@ impl<L: Layout> Vring<L> {
         if self.fault.is_some() || out.room() == 0 {
             return None;
         }
+        if !self.plain
+            && let Some((again, descriptors)) = self.track.as_ref().and_then(|track| track.again())
+        {
+            return self.pop_again(out, again.at, &descriptors);
+        }
         let before = out.len();
         let chain = match self.layout.pop(&self.lender, self.rules, out) {
             Ok(Some(chain)) => chain,
@@ -245,13 +272,42 @@ impl<L: Layout> Vring<L> {
             self.ledger.follow(chain.id);
             return Some(chain);
         }
+        if let Some(track) = &mut self.track {
+            track.take(chain.id, false, &self.layout.popped(chain.descs));
+        }
         self.popped_rarely(chain, out, before)
+    }
+
+    /// Pops a chain that was in flight when the process before ended.
+    #[cold]
+    fn pop_again(&mut self, out: &mut Batch<Buf>, head: u16, descriptors: &[(u64, u64)]) -> Option<Chain> {
+        let before = out.len();
+        let chain = match self.layout.again(&self.lender, self.rules, out, head, descriptors) {
+            Ok(chain) => chain,
+            Err(fault) => return self.retire(fault, out, before),
+        };
+        if !self.ledger.take(chain.id, (out.len() - before) as u16, chain.descs) {
+            return self.retire(Fault::Duplicate(chain.id), out, before);
+        }
+        if let Some(track) = &mut self.track {
+            track.take(chain.id, true, descriptors);
+        }
+        self.popped_rarely(chain, out, before)
+    }
+
+    /// The chain that was popped last goes back to where it came from.
+    fn put_back(&mut self, id: u16, descs: u16) {
+        if !self.track.as_mut().is_some_and(|track| track.put_back(id)) {
+            self.layout.unpop(descs);
+        }
     }
 
     /// Whether there is anything to pop: a chain or a fault.
     #[inline(always)]
     pub fn ready(&mut self) -> bool {
-        self.fault.is_none() && self.layout.ready()
+        self.fault.is_none()
+            && (self.layout.ready()
+                || !self.plain && self.track.as_ref().is_some_and(|track| track.again().is_some()))
     }
 
     /// Lends up to `most` chains of one buffer each, of `least` (1 at the least) to `longest` bytes, to
@@ -398,10 +454,15 @@ impl<L: Layout> Vring<L> {
     #[cold]
     fn publish_tracked(&mut self) -> bool {
         let visible = self.layout.staged() && self.fault.is_none();
-        let call = visible && self.layout.publish();
-        if let Some(track) = &mut self.track {
-            if visible { track.published(self.layout.index()) } else { track.flush() }
+        let Some(track) = &mut self.track else { return visible && self.layout.publish() };
+        if !visible {
+            track.flush();
+            return false;
         }
+        let end = self.layout.used_end();
+        track.publish(end);
+        let call = self.layout.publish();
+        track.published(end, self.layout.index());
         call
     }
 
@@ -411,7 +472,7 @@ impl<L: Layout> Vring<L> {
         while let Some(buf) = stash.pop_back() {
             let (id, _) = self.lender.settle(buf.finish(0));
             if let Some(descs) = self.ledger.untake(id) {
-                self.layout.unpop(descs);
+                self.put_back(id, descs);
                 self.ledger.unfollow();
             }
         }
@@ -492,7 +553,7 @@ impl<L: Layout> Vring<L> {
         }
         if before > 0 && (chain.overflow || (empty && self.rules.way == Way::ToDriver)) {
             // Next turn's batch may hold it, or nothing may have to be put back before it.
-            self.layout.unpop(chain.descs);
+            self.put_back(chain.id, chain.descs);
             return None;
         }
         self.ledger.follow(chain.id);
@@ -590,6 +651,14 @@ impl AnyVring {
     /// See [`Vring::log`].
     pub fn log(&mut self, target: Option<log::Target>, held: &Batch<Buf>) {
         with_ring!(self, ring => ring.log(target, held));
+    }
+
+    /// See [`Vring::record`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn record(&mut self, area: &record::Area) -> Result<(), OutOfRange> {
+        with_ring!(self, ring => ring.record(area))
     }
 
     /// See [`Vring::unpop`].

@@ -77,6 +77,8 @@ pub const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 pub const PROTOCOL_F_NET_MTU: u64 = 1 << 4;
 /// Spec "Front-end message types": [`id::GET_CONFIG`], [`id::SET_CONFIG`].
 pub const PROTOCOL_F_CONFIG: u64 = 1 << 9;
+/// Spec "Inflight I/O tracking": [`id::GET_INFLIGHT_FD`], [`id::SET_INFLIGHT_FD`].
+pub const PROTOCOL_F_INFLIGHT_SHMFD: u64 = 1 << 12;
 /// Spec "Front-end message types": [`id::RESET_DEVICE`].
 pub const PROTOCOL_F_RESET_DEVICE: u64 = 1 << 13;
 /// Spec "Front-end message types": [`id::GET_MAX_MEM_SLOTS`], [`id::ADD_MEM_REG`], [`id::REM_MEM_REG`].
@@ -171,6 +173,25 @@ pub struct LogArea {
     /// Offset of its first byte in the file.
     pub offset: u64,
 }
+
+/// Spec "Inflight description".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct InflightArea {
+    /// Bytes of all records together.
+    pub size: u64,
+    /// Offset of the first byte in the file.
+    pub offset: u64,
+    /// Rings.
+    pub rings: u16,
+    /// Entries of each.
+    pub num: u16,
+    /// Not in the specification, and in every front-end of today: the end of a C structure.
+    pub padding: u32,
+}
+
+/// Bytes of an [`InflightArea`] without its padding.
+pub const INFLIGHT_AREA: usize = 20;
 
 /// Spec "Memory regions description": what precedes the regions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::spec::vhost_user::{LogArea, MemRegion, VringAddr};
+use crate::spec::vhost_user::{InflightArea, LogArea, MemRegion, VringAddr};
 
 /// Why a wish of the front-end could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,9 @@ pub enum HostError {
     /// The log cannot serve.
     #[error("dirty log: {0}")]
     Log(Box<dyn std::error::Error + Send + Sync>),
+    /// The memory for records of what is in flight cannot serve.
+    #[error("in-flight record: {0}")]
+    Record(Box<dyn std::error::Error + Send + Sync>),
     /// The ring cannot run as it is described.
     #[error("{0}")]
     Ring(Box<dyn std::error::Error + Send + Sync>),
@@ -144,6 +147,22 @@ pub trait Host: Send {
     /// [`HostError::Late`].
     fn log_used(&mut self, ring: u16, addr: &VringAddr) -> Result<(), HostError>;
 
+    /// Memory for the records of so many rings of so many entries each: its bytes, all zero, and its file.
+    ///
+    /// # Errors
+    /// [`HostError::Record`].
+    fn make_records(&mut self, rings: u16, num: u16) -> Result<(u64, OwnedFd), HostError>;
+
+    /// Rings that start from now on keep a record of what is in flight in this memory, and go on with what it
+    /// says. No ring runs.
+    ///
+    /// # Errors
+    /// [`HostError::Record`] when it cannot be mapped or is too small; then there is none.
+    fn set_records(&mut self, area: InflightArea, file: OwnedFd) -> Result<(), HostError>;
+
+    /// The device is reset: nothing is in flight, whatever the records say.
+    fn clear_records(&mut self);
+
     /// The guest has moved here: the network is to learn where this address is now.
     fn announce(&mut self, mac: [u8; 6]);
 }
@@ -174,6 +193,9 @@ pub(crate) mod testing {
         LogAll(bool),
         LogUsed(u16, u64),
         Announce([u8; 6]),
+        MakeRecords(u16, u16),
+        SetRecords(InflightArea),
+        ClearRecords,
     }
 
     /// Shared between the test and the thread that serves it.
@@ -309,6 +331,29 @@ pub(crate) mod testing {
             assert!(diary.running.contains_key(&ring), "ring {ring} does not run");
             diary.asked.push(Asked::LogUsed(ring, addr.log));
             Ok(())
+        }
+
+        fn make_records(&mut self, rings: u16, num: u16) -> Result<(u64, OwnedFd), HostError> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::MakeRecords(rings, num));
+            let file = std::fs::File::open("/dev/null").expect("it is there");
+            if diary.unmappable {
+                return Err(HostError::Record("refused by the test".into()));
+            }
+            Ok((0x1_2345, file.into()))
+        }
+
+        fn set_records(&mut self, area: InflightArea, _: OwnedFd) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            assert!(diary.running.is_empty(), "records change under running rings");
+            diary.asked.push(Asked::SetRecords(area));
+            Ok(())
+        }
+
+        fn clear_records(&mut self) {
+            let mut diary = self.diary();
+            assert!(diary.running.is_empty(), "records change under running rings");
+            diary.asked.push(Asked::ClearRecords);
         }
 
         fn announce(&mut self, mac: [u8; 6]) {

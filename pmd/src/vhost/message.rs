@@ -2,14 +2,15 @@
 //! state, no I/O. Descriptors that no request takes are closed here.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::spec::vhost_user::{
-    ConfigAccess, FLAG_NEED_REPLY, FLAG_REPLY, FLAG_VERSION, FLAG_VERSION_MASK, Header, LogArea, MAX_CONFIG,
-    MAX_FDS, MAX_PAYLOAD, MAX_TABLE_REGIONS, MemRegion, MemTable, SingleRegion, VRING_FD_INDEX_MASK,
-    VRING_FD_NONE, VringAddr, VringState, id,
+    ConfigAccess, FLAG_NEED_REPLY, FLAG_REPLY, FLAG_VERSION, FLAG_VERSION_MASK, Header, INFLIGHT_AREA,
+    InflightArea, LogArea, MAX_CONFIG, MAX_FDS, MAX_PAYLOAD, MAX_TABLE_REGIONS, MemRegion, MemTable,
+    SingleRegion, VRING_FD_INDEX_MASK, VRING_FD_NONE, VringAddr, VringState, id,
 };
 
 /// A message as it came through the socket: header checked, payload complete.
@@ -166,6 +167,9 @@ pub enum Request {
     GetMaxMemSlots,
     AddMemReg(MemRegion, OwnedFd),
     RemMemReg(MemRegion),
+    /// Memory for records of what is in flight, and the length of the message.
+    GetInflightFd(InflightArea, usize),
+    SetInflightFd(InflightArea, OwnedFd),
     ResetDevice,
     SetStatus(u64),
     GetStatus,
@@ -214,6 +218,9 @@ impl Request {
                 }
                 return Ok(Request::SetLogFd(one_fd(id, fds)?));
             }
+            id::SET_INFLIGHT_FD => {
+                return Ok(Request::SetInflightFd(inflight(id, payload)?, one_fd(id, fds)?));
+            }
             id::SET_VRING_KICK => return vring_fd(id, payload, fds, Request::SetVringKick),
             id::SET_VRING_CALL => return vring_fd(id, payload, fds, Request::SetVringCall),
             id::SET_VRING_ERR => return vring_fd(id, payload, fds, Request::SetVringErr),
@@ -247,6 +254,7 @@ impl Request {
             }
             id::GET_MAX_MEM_SLOTS => nothing(Request::GetMaxMemSlots)?,
             id::REM_MEM_REG => Request::RemMemReg(read::<SingleRegion>(id, payload)?.region),
+            id::GET_INFLIGHT_FD => Request::GetInflightFd(inflight(id, payload)?, payload.len()),
             id::RESET_DEVICE => nothing(Request::ResetDevice)?,
             id::SET_STATUS => Request::SetStatus(read(id, payload)?),
             id::GET_STATUS => nothing(Request::GetStatus)?,
@@ -320,6 +328,16 @@ fn mem_table(payload: &[u8], fds: Fds) -> Result<Request, Malformed> {
     Ok(Request::SetMemTable(rest.chunks_exact(REGION).map(region).zip(fds.kept).collect()))
 }
 
+/// With the padding of the C structure, or without.
+fn inflight(id: u32, payload: &[u8]) -> Result<InflightArea, Malformed> {
+    let mut bytes = [0; size_of::<InflightArea>()];
+    if payload.len() != INFLIGHT_AREA && payload.len() != bytes.len() {
+        return Err(wrong_size(id, payload, bytes.len()));
+    }
+    bytes[..payload.len()].copy_from_slice(payload);
+    read(id, &bytes)
+}
+
 /// The payload carries as many bytes as it says; in a GET it may leave them out.
 fn config(id: u32, payload: &[u8]) -> Result<(ConfigAccess, ArrayVec<u8, MAX_CONFIG>), Malformed> {
     const HEAD: usize = size_of::<ConfigAccess>();
@@ -333,10 +351,11 @@ fn config(id: u32, payload: &[u8]) -> Result<(ConfigAccess, ArrayVec<u8, MAX_CON
     }
 }
 
-/// What is sent back. Its bytes are a header and a payload.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is sent back. Its bytes are a header and a payload; a descriptor may go with the first of them.
+#[derive(Clone, Debug)]
 pub struct Answer {
     id: u32,
+    fd: Option<Arc<OwnedFd>>,
     payload: ArrayVec<u8, { size_of::<ConfigAccess>() + MAX_CONFIG }>,
 }
 
@@ -356,6 +375,14 @@ impl Answer {
         Answer::of(id::SET_LOG_BASE, &area)
     }
 
+    /// To [`Request::GetInflightFd`]: as long as the request.
+    pub fn inflight(area: InflightArea, len: usize, file: OwnedFd) -> Answer {
+        let mut answer = Answer::of(id::GET_INFLIGHT_FD, &area);
+        answer.payload.truncate(len);
+        answer.fd = Some(Arc::new(file));
+        answer
+    }
+
     /// To [`Request::GetConfig`]: `bytes` are those that were asked for.
     pub fn config(access: ConfigAccess, bytes: &[u8]) -> Answer {
         assert_eq!(access.size as usize, bytes.len());
@@ -366,11 +393,16 @@ impl Answer {
 
     /// To a [`Request::GetConfig`] that is refused: spec "Front-end message types", no payload at all.
     pub fn no_config() -> Answer {
-        Answer { id: id::GET_CONFIG, payload: ArrayVec::new() }
+        Answer { id: id::GET_CONFIG, fd: None, payload: ArrayVec::new() }
     }
 
     fn of<T: IntoBytes + Immutable>(id: u32, body: &T) -> Answer {
-        Answer { id, payload: body.as_bytes().iter().copied().collect() }
+        Answer { id, fd: None, payload: body.as_bytes().iter().copied().collect() }
+    }
+
+    /// The descriptor that goes with it.
+    pub fn fd(&self) -> Option<&Arc<OwnedFd>> {
+        self.fd.as_ref()
     }
 
     /// Its bytes.
@@ -455,7 +487,7 @@ mod tests {
     }
 
     /// Ids with the payload length and the number of descriptors that they take.
-    const SHAPES: [(u32, usize, usize); 29] = [
+    const SHAPES: [(u32, usize, usize); 31] = [
         (id::GET_FEATURES, 0, 0),
         (id::SET_FEATURES, 8, 0),
         (id::SET_OWNER, 0, 0),
@@ -482,6 +514,8 @@ mod tests {
         (id::SET_LOG_FD, 0, 1),
         (id::SEND_RARP, 8, 0),
         (id::SET_VRING_ENDIAN, 8, 0),
+        (id::GET_INFLIGHT_FD, 24, 0),
+        (id::SET_INFLIGHT_FD, 24, 1),
         (id::RESET_DEVICE, 0, 0),
         (id::SET_STATUS, 8, 0),
         (id::GET_STATUS, 0, 0),
@@ -501,7 +535,9 @@ mod tests {
         for (id, want, n) in SHAPES {
             for len in 0..=80 {
                 let got = parse(id, &plain(id, len), n);
-                let roomy = id == id::SET_MEM_TABLE && len == want + 32 || id == id::SET_LOG_FD && len == 8;
+                let roomy = id == id::SET_MEM_TABLE && len == want + 32
+                    || id == id::SET_LOG_FD && len == 8
+                    || matches!(id, id::GET_INFLIGHT_FD | id::SET_INFLIGHT_FD) && len == 20;
                 assert_eq!(got.is_ok(), len == want || roomy, "{} of {len}: {got:?}", name(id));
                 if let Err(e) = got {
                     assert!(matches!(e, Malformed::Size { got, .. } if got == len), "{e}");

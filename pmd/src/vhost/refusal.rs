@@ -73,6 +73,20 @@ pub enum Refusal {
     /// Writes to memory cannot be logged, or not any other way.
     #[error(transparent)]
     Log(HostError),
+    /// What is in flight cannot be recorded.
+    #[error(transparent)]
+    Record(HostError),
+    /// Records for rings that the device does not have, or of a size that none has.
+    #[error("in-flight records of {rings} rings of {num} entries")]
+    Records {
+        /// Rings.
+        rings: u16,
+        /// Entries of each.
+        num: u16,
+    },
+    /// Records of rings at work.
+    #[error("the in-flight records cannot change while rings run")]
+    RecordsRunning,
     /// Rings of a byte order that no driver here uses.
     #[error("ring {index}: byte order {order}; 0 (little-endian) is possible")]
     Endian {

@@ -16,10 +16,11 @@ use super::refusal::{Refusal, SessionError};
 use super::regions::Regions;
 use super::ring::{Kick, Ring, RingError, check_addr, check_base, check_num};
 use crate::spec::vhost_user::{
-    CONFIG_F_MIGRATION, ConfigAccess, F_LOG_ALL, F_PROTOCOL_FEATURES, MAX_CONFIG, MAX_MEM_SLOTS, MAX_VRINGS,
-    MIN_MTU, MemRegion, PROTOCOL_F_CONFIG, PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_LOG_SHMFD,
-    PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU, PROTOCOL_F_RARP, PROTOCOL_F_REPLY_ACK, PROTOCOL_F_RESET_DEVICE,
-    PROTOCOL_F_STATUS, VRING_F_LOG, VringAddr, VringState, id,
+    CONFIG_F_MIGRATION, ConfigAccess, F_LOG_ALL, F_PROTOCOL_FEATURES, InflightArea, MAX_CONFIG,
+    MAX_MEM_SLOTS, MAX_VRING_NUM, MAX_VRINGS, MIN_MTU, MemRegion, PROTOCOL_F_CONFIG,
+    PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_INFLIGHT_SHMFD, PROTOCOL_F_LOG_SHMFD, PROTOCOL_F_MQ,
+    PROTOCOL_F_NET_MTU, PROTOCOL_F_RARP, PROTOCOL_F_REPLY_ACK, PROTOCOL_F_RESET_DEVICE, PROTOCOL_F_STATUS,
+    VRING_F_LOG, VringAddr, VringState, id,
 };
 use crate::spec::virtio::{F_RING_PACKED, F_VERSION_1};
 
@@ -30,6 +31,7 @@ pub const PROTOCOL_FEATURES: u64 = PROTOCOL_F_MQ
     | PROTOCOL_F_REPLY_ACK
     | PROTOCOL_F_NET_MTU
     | PROTOCOL_F_CONFIG
+    | PROTOCOL_F_INFLIGHT_SHMFD
     | PROTOCOL_F_RESET_DEVICE
     | PROTOCOL_F_CONFIGURE_MEM_SLOTS
     | PROTOCOL_F_STATUS;
@@ -145,6 +147,12 @@ impl Session {
                 let answered = self.protocol & PROTOCOL_F_LOG_SHMFD != 0;
                 return Ok(answered.then(|| Answer::log_base(area)));
             }
+            Request::GetInflightFd(area, len) => {
+                let InflightArea { rings, num, .. } = self.records(area)?;
+                let (size, file) = host.make_records(rings, num).map_err(Refusal::Record)?;
+                let area = InflightArea { size, rings, num, ..InflightArea::default() };
+                return Ok(Some(Answer::inflight(area, len, file)));
+            }
             Request::GetConfig(access) => {
                 let bytes = &self.config[self.config_range(&access)?];
                 return Ok(Some(Answer::config(access, bytes)));
@@ -158,8 +166,16 @@ impl Session {
                 let status = u8::try_from(status).map_err(|_| Refusal::Status(status))?;
                 if status == 0 {
                     self.stop_anew(host)?;
+                    host.clear_records();
                 }
                 self.status = status;
+            }
+            Request::SetInflightFd(area, file) => {
+                let area = self.records(area)?;
+                if self.rings.iter().any(|ring| ring.running) {
+                    return Err(Refusal::RecordsRunning);
+                }
+                host.set_records(area, file).map_err(Refusal::Record)?;
             }
             Request::SetLogFd(fd) => host.log_signal(fd).map_err(Refusal::Log)?,
             Request::SendRarp(mac) => host.announce(mac),
@@ -270,9 +286,18 @@ impl Session {
         stopped
     }
 
+    /// An area for records, if the device can have such rings.
+    fn records(&self, area: InflightArea) -> Result<InflightArea, Refusal> {
+        let InflightArea { rings, num, .. } = area;
+        let known = (1..=self.rings.len()).contains(&rings.into());
+        let good = known && (1..=MAX_VRING_NUM).contains(&num.into());
+        if good { Ok(area) } else { Err(Refusal::Records { rings, num }) }
+    }
+
     /// Spec "RESET_DEVICE": the device is as it was when the front-end connected. Its memory stays.
     fn reset(&mut self, host: &mut dyn Host) -> Result<(), Refusal> {
         let stopped = self.stop_anew(host);
+        host.clear_records();
         if self.features() & F_LOG_ALL != 0 {
             host.log_all(false).map_err(Refusal::Log)?;
         }

@@ -1,13 +1,15 @@
 //! Messages through a connected socket. It never waits: a message may come in pieces, an answer may
 //! leave in pieces.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::{MaybeUninit, take};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 use zerocopy::FromBytes;
 
@@ -61,12 +63,14 @@ pub(super) struct Wire {
     got: usize,
     fds: Fds,
     unsent: Vec<u8>,
+    /// Goes with the first of the bytes that are unsent.
+    unsent_fd: Option<Arc<OwnedFd>>,
 }
 
 impl Wire {
     pub(super) fn new(socket: OwnedFd) -> Wire {
         let (header, payload, fds, unsent) = ([0; HEADER], Vec::new(), Fds::default(), Vec::new());
-        Wire { socket, header, payload, got: 0, fds, unsent }
+        Wire { socket, header, payload, got: 0, fds, unsent, unsent_fd: None }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -103,6 +107,8 @@ impl Wire {
 
     /// Sends, as far as the socket takes it; [`Wire::flush`] sends the rest.
     pub(super) fn send(&mut self, answer: &Answer) -> Result<(), WireError> {
+        assert!(answer.fd().is_none() || self.unsent.is_empty(), "no message is served while answers wait");
+        self.unsent_fd = answer.fd().cloned();
         self.unsent.extend_from_slice(&answer.encode());
         self.flush()
     }
@@ -116,15 +122,32 @@ impl Wire {
     /// Sends what waits.
     pub(super) fn flush(&mut self) -> Result<(), WireError> {
         while !self.unsent.is_empty() {
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            match retry_on_intr(|| send(&self.socket, &self.unsent, flags)) {
-                Ok(n) => drop(self.unsent.drain(..n)),
+            let sent = retry_on_intr(|| match &self.unsent_fd {
+                None => send(&self.socket, &self.unsent, SEND),
+                Some(fd) => send_with_fd(self.socket.as_fd(), &self.unsent, fd.as_fd()),
+            });
+            match sent {
+                Ok(n) => {
+                    self.unsent.drain(..n);
+                    self.unsent_fd = None;
+                }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(errno) => return Err(WireError::Os(errno)),
             }
         }
         Ok(())
     }
+}
+
+const SEND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
+
+/// Sends bytes, and a descriptor with the first of them.
+fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fits = control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(&fd)));
+    assert!(fits, "there is room for one");
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SEND)
 }
 
 /// Receives up to `rest.len()` bytes and the descriptors that come with them, as many as `space` holds.
@@ -154,11 +177,6 @@ fn receive(
 #[cfg(test)]
 pub(super) mod testing {
     //! The front-end's end: any bytes, with any descriptors.
-
-    use std::io::IoSlice;
-    use std::os::fd::BorrowedFd;
-
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
 

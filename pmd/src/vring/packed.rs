@@ -103,6 +103,12 @@ fn element(used: u64, wrap: bool) -> u64 {
     used << 16 >> 16 | u64::from(flags) << 48
 }
 
+/// Whether the word of a descriptor says that it is used, in the lap of that wrap counter.
+fn used_by(word: u64, wrap: bool) -> bool {
+    let flags = (word >> 48) as u16;
+    (flags & v::DESC_F_AVAIL != 0) == wrap && (flags & v::DESC_F_USED != 0) == wrap
+}
+
 impl<A: Access> Packed<A> {
     /// Goes on behind a used element.
     #[inline(always)]
@@ -349,6 +355,72 @@ impl<A: Access> Layout for Packed<A> {
         let rest = self.desc.get(at);
         self.desc.monitor(at, rest, monitor);
         !self.next.offered((rest >> 48) as u16)
+    }
+
+    fn seen(&self, at: u16) -> u16 {
+        let Position { at, wrap } = Position::of(at.into());
+        used_by(self.desc.acquire(2 * usize::from(at) + 1), wrap).into()
+    }
+
+    fn resume(&mut self, used: u16, places: u16) {
+        self.used = Position::of(used.into());
+        self.next = self.used;
+        for _ in 0..places {
+            // Staged behind an element that never became visible: the driver would take it for used as soon
+            // as that place is used.
+            let at = 2 * usize::from(self.next.at) + 1;
+            let word = self.desc.get(at);
+            if used_by(word, self.next.wrap) {
+                self.desc.set(at, word ^ u64::from(v::DESC_F_USED) << 48);
+            }
+            self.next.forward(1, self.size);
+        }
+        self.out = places;
+    }
+
+    fn again(
+        &mut self,
+        mem: &Lender,
+        rules: Rules,
+        out: &mut Batch<Buf>,
+        _head: u16,
+        descriptors: &[(u64, u64)],
+    ) -> Result<Chain, Fault> {
+        let descs = descriptors.len() as u16;
+        let id = descriptors.last().map_or(self.size, |&last| fields(last).2);
+        if id >= self.size {
+            return Err(Fault::HeadRange(id));
+        }
+        let mut walk = Walk::new(mem, rules, out, id);
+        for &desc in descriptors {
+            let (addr, len, _, flags) = fields(desc);
+            if flags & v::DESC_F_INDIRECT != 0 {
+                return if descs == 1 {
+                    indirect(walk, addr, len, flags, descs)
+                } else {
+                    Err(Fault::Indirect)
+                };
+            }
+            if !walk.add(addr, len, flags)? {
+                break;
+            }
+        }
+        walk.end(descs)
+    }
+
+    fn popped(&self, descs: u16) -> Vec<(u64, u64)> {
+        let mut at = self.next;
+        at.back(descs, self.size);
+        let descriptors = (0..descs).map(|_| {
+            let desc = self.descriptor(at.at);
+            at.forward(1, self.size);
+            desc
+        });
+        descriptors.collect()
+    }
+
+    fn used_end(&self) -> u16 {
+        self.used.bits()
     }
 
     fn element(&self) -> Written {

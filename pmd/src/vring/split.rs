@@ -232,6 +232,36 @@ impl<A: Access> Layout for Split<A> {
         self.avail.get(IDX) != self.next
     }
 
+    fn seen(&self, _at: u16) -> u16 {
+        self.used.get(IDX)
+    }
+
+    fn resume(&mut self, used: u16, places: u16) {
+        (self.used_idx, self.published) = (used, used);
+        self.next = used.wrapping_add(places);
+        self.seen = self.next;
+    }
+
+    fn again(
+        &mut self,
+        mem: &Lender,
+        rules: Rules,
+        out: &mut Batch<Buf>,
+        head: u16,
+        _descriptors: &[(u64, u64)],
+    ) -> Result<Chain, Fault> {
+        let desc = self.descriptor(head).ok_or(Fault::HeadRange(head))?;
+        self.chain(Walk::new(mem, rules, out, head), desc)
+    }
+
+    fn popped(&self, _descs: u16) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
+    fn used_end(&self) -> u16 {
+        self.used_idx
+    }
+
     fn element(&self) -> Written {
         let at = 4 + 8 * u32::from(self.used_idx & (self.size - 1));
         Written { descriptors: false, at, len: 8 }

@@ -6,6 +6,7 @@
 //! - `differential`: the same as the `virtio-queue` crate does
 //! - `hostile`: drivers that do not keep the rules
 //! - `log`: the dirty log of a migration, against what was written
+//! - `record`: a device that ends, and the next that goes on by the in-flight record
 //! - `port`: frames that are wrapped in odd ways, through the vhost port's queue
 
 mod differential;
@@ -13,4 +14,5 @@ mod hostile;
 mod log;
 mod model;
 mod port;
+mod record;
 mod rig;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hugepages::{DirtyLog, Map, OutOfRange, Region, Table};
+use hugepages::map::{Backing, PageSize};
+use hugepages::{DirtyLog, Map, OutOfRange, Region, Table, Words};
 use tracing::{debug, info, warn};
 
 use super::door::{Door, Side, Stuck};
@@ -14,11 +15,12 @@ use super::herald::Herald;
 use super::queue::{Events, Ring};
 use super::wire::Wire;
 use crate::batch::Batch;
-use crate::spec::vhost_user::{LogArea, MemRegion, VRING_F_LOG, VringAddr};
+use crate::spec::vhost_user::{InflightArea, LogArea, MemRegion, VRING_F_LOG, VringAddr};
 use crate::spec::virtio as v;
 use crate::sys::eventfd::EventFd;
 use crate::vhost::{Host, HostError, RingSetup, Signals};
 use crate::vring::log::Target;
+use crate::vring::record;
 use crate::vring::{AnyVring, RingLayout, Vring, Way};
 
 /// How long one message may wait for rings to come home, all of them together. Other ports wait with
@@ -46,6 +48,27 @@ pub(super) struct Control {
     table: Option<Arc<Table>>,
     rings: Vec<Place>,
     logging: Logging,
+    records: Option<Records>,
+}
+
+/// Where rings keep what is in flight.
+struct Records {
+    table: Arc<Table>,
+    /// First byte and bytes of the area.
+    at: u64,
+    len: u64,
+    rings: u16,
+    num: u16,
+}
+
+impl Records {
+    /// The part of a ring.
+    fn area(&self, ring: u16, packed: bool) -> Option<record::Area> {
+        let len = record::bytes(packed, self.num);
+        let at = len * u64::from(ring);
+        let inside = ring < self.rings && at + len <= self.len;
+        inside.then(|| record::Area { table: Arc::clone(&self.table), at: self.at + at, len })
+    }
 }
 
 /// What a front-end has said about logging.
@@ -75,7 +98,7 @@ fn side(ring: u16) -> Side {
 impl Control {
     pub(super) fn new(name: String, doors: Arc<[Door]>, up: Arc<AtomicBool>, mapped: bool) -> Control {
         let rings = vec![Place::Home; doors.len() * 2];
-        Control { name, doors, up, mapped, table: None, rings, logging: Logging::default() }
+        Control { name, doors, up, mapped, table: None, rings, logging: Logging::default(), records: None }
     }
 
     fn door(&self, ring: u16) -> &Door {
@@ -206,6 +229,7 @@ impl Host for Control {
     fn disconnected(&mut self) {
         self.table = None;
         self.logging = Logging::default();
+        self.records = None;
     }
 
     fn map(&mut self, regions: Vec<(MemRegion, OwnedFd)>) -> Result<(), HostError> {
@@ -244,6 +268,10 @@ impl Host for Control {
         debug!("{name}: starts, {layout}, {access}, {} entries, at {:#x}", setup.num, setup.base);
         let wire = Wire::of(setup.features);
         self.set_used_log(index, &setup.addr);
+        let packed = setup.features & v::F_RING_PACKED != 0;
+        if let Some(area) = self.records.as_ref().and_then(|records| records.area(index, packed)) {
+            ring.record(&area).map_err(|e| HostError::Record(e.into()))?;
+        }
         ring.log(self.logging.target(index), &Batch::default());
         self.door(index).give(side(index), Ring { ring, wire, events, name });
         self.rings[usize::from(index)] = Place::Running;
@@ -310,6 +338,38 @@ impl Host for Control {
     fn log_used(&mut self, ring: u16, addr: &VringAddr) -> Result<(), HostError> {
         self.set_used_log(ring, addr);
         self.log(std::iter::once(ring))
+    }
+
+    fn make_records(&mut self, rings: u16, num: u16) -> Result<(u64, OwnedFd), HostError> {
+        // As much as either layout needs: which one it will be may not have been said yet.
+        let len = record::bytes(true, num) * u64::from(rings);
+        let made = Map::shared(len as usize, Backing { page: PageSize::Base, node: None });
+        let made = made.map_err(|e| HostError::Record(e.into()))?;
+        let file = made.fd().try_clone_to_owned().map_err(|e| HostError::Record(e.into()))?;
+        Ok((len, file))
+    }
+
+    fn set_records(&mut self, area: InflightArea, file: OwnedFd) -> Result<(), HostError> {
+        let InflightArea { size: len, offset, rings, num, .. } = area;
+        let wrong = |e: Box<dyn std::error::Error + Send + Sync>| HostError::Record(e);
+        self.records = None;
+        if !offset.is_multiple_of(8) {
+            return Err(wrong(format!("its offset {offset} is not a multiple of 8").into()));
+        }
+        let need = record::bytes(false, num) * u64::from(rings);
+        if len < need {
+            return Err(wrong(format!("it has {len} bytes and needs {need}").into()));
+        }
+        let (map, at) = Map::file(file, offset, len).map_err(|e| wrong(e.into()))?;
+        debug!("{}: records of {rings} rings of {num} entries", self.name);
+        self.records = Some(Records { table: Table::of(map), at: at as u64, len, rings, num });
+        Ok(())
+    }
+
+    fn clear_records(&mut self) {
+        let Some(Records { table, at, len, .. }) = &self.records else { return };
+        let words = table.window::<u64>(*at, (len / 8) as usize).expect("the area lies in its mapping");
+        (0..words.len()).for_each(|i| words.set(i, 0));
     }
 
     fn announce(&mut self, mac: [u8; 6]) {
