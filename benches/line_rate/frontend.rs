@@ -3,8 +3,8 @@
 use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pmd::vring::RingLayout;
@@ -24,60 +24,107 @@ const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
+const GET_QUEUE_NUM: u32 = 17;
 const SET_VRING_ENABLE: u32 = 18;
 const VERSION: u32 = 1;
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const PROTOCOL_F_MQ: u64 = 1;
+
+/// How long a back-end may take to be there.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A socket of a back-end, or one of ours that a back-end connects to; then it is removed in the end.
+pub(crate) struct Door {
+    path: PathBuf,
+    listener: Option<UnixListener>,
+}
+
+impl Door {
+    /// The back-end listens at `path`; with `listen` it is the other way about.
+    pub(crate) fn open(path: &Path, listen: bool) -> io::Result<Door> {
+        let listener = if listen { Some(UnixListener::bind(path)?) } else { None };
+        listener.as_ref().map_or(Ok(()), |listener| listener.set_nonblocking(true))?;
+        Ok(Door { path: path.to_owned(), listener })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next connection, waited for.
+    fn connect(&self) -> io::Result<UnixStream> {
+        let since = Instant::now();
+        loop {
+            let tried = match &self.listener {
+                Some(listener) => listener.accept().map(|(socket, _)| socket),
+                None => UnixStream::connect(&self.path),
+            };
+            match tried {
+                Ok(socket) => {
+                    socket.set_nonblocking(false)?;
+                    socket.set_read_timeout(Some(PATIENCE))?;
+                    return Ok(socket);
+                }
+                Err(_) if since.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(20)),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if self.listener.is_some() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
 
 /// A connection whose rings run. Dropping it disconnects.
 pub(crate) struct Frontend {
     socket: UnixStream,
     rings: u32,
     /// Kept open as long as the connection.
-    _events: Vec<OwnedFd>,
+    _calls: Vec<OwnedFd>,
 }
 
 impl Frontend {
-    /// Connects to the back-end at `path`, waiting up to ten seconds for it to listen, and offers
-    /// `features`; the error names those it does not have.
-    pub(crate) fn connect(path: &Path, features: u64) -> io::Result<Frontend> {
-        let since = Instant::now();
-        let socket = loop {
-            match UnixStream::connect(path) {
-                Ok(socket) => break socket,
-                Err(_) if since.elapsed() < Duration::from_secs(10) => {
-                    std::thread::sleep(Duration::from_millis(50))
-                }
-                Err(e) => return Err(e),
-            }
-        };
-        let mut this = Frontend { socket, rings: 0, _events: Vec::new() };
+    /// Connects, waiting up to ten seconds for the back-end, and offers `features`, with what it has of
+    /// `optional`, for `pairs` queue pairs. The error names what it does not have.
+    pub(crate) fn connect(door: &Door, features: u64, optional: u64, pairs: u16) -> io::Result<Frontend> {
+        let mut this = Frontend { socket: door.connect()?, rings: 0, _calls: Vec::new() };
         this.send(SET_OWNER, &[], &[])?;
         let offered = this.ask(GET_FEATURES, &[])?;
         let missing = features & !offered;
         if missing != 0 {
-            return Err(io::Error::other(format!(
-                "{}: back-end lacks features {missing:#x}",
-                path.display()
-            )));
+            return Err(io::Error::other(format!("back-end lacks features {missing:#x}")));
         }
+        let mut most = 1;
         if offered & F_PROTOCOL_FEATURES != 0 {
-            let protocol = this.ask(GET_PROTOCOL_FEATURES, &[])?;
-            this.send(SET_PROTOCOL_FEATURES, &[protocol & PROTOCOL_F_MQ], &[])?;
+            let protocol = this.ask(GET_PROTOCOL_FEATURES, &[])? & PROTOCOL_F_MQ;
+            this.send(SET_PROTOCOL_FEATURES, &[protocol], &[])?;
+            if protocol != 0 {
+                most = this.ask(GET_QUEUE_NUM, &[])?;
+            }
         }
-        this.send(SET_FEATURES, &[features | offered & F_PROTOCOL_FEATURES], &[])?;
+        if u64::from(pairs) > most {
+            return Err(io::Error::other(format!("back-end has {most} queue pairs, not {pairs}")));
+        }
+        this.send(SET_FEATURES, &[features | offered & (optional | F_PROTOCOL_FEATURES)], &[])?;
         Ok(this)
     }
 
-    /// Sends the memory and starts the rings, in the order of their indices: receive, transmit.
+    /// Sends the memory and starts the rings, in the order of their indices: receive, transmit. Returns
+    /// the descriptors by which they are kicked, each kicked once.
     pub(crate) fn start(
         &mut self,
         memory: BorrowedFd<'_>,
         len: u64,
         user: u64,
         rings: &[RingLayout],
-    ) -> io::Result<()> {
+    ) -> io::Result<Vec<OwnedFd>> {
         self.send(SET_MEM_TABLE, &[1, 0, len, user, 0], &[memory])?;
+        let mut kicks = Vec::new();
         for (i, ring) in rings.iter().enumerate() {
             let i = i as u64;
             let (kick, call) = (event()?, event()?);
@@ -90,14 +137,15 @@ impl Frontend {
             )?;
             self.send(SET_VRING_CALL, &[i], &[call.as_fd()])?;
             self.send(SET_VRING_KICK, &[i], &[kick.as_fd()])?;
-            rustix::io::write(&kick, &1u64.to_ne_bytes())?;
-            self._events.extend([kick, call]);
+            ring_bell(&kick)?;
+            kicks.push(kick);
+            self._calls.push(call);
         }
         self.rings = rings.len() as u32;
         for i in 0..self.rings {
             self.send(SET_VRING_ENABLE, &[u64::from(i) | 1 << 32], &[])?;
         }
-        Ok(())
+        Ok(kicks)
     }
 
     /// Stops all rings, as a driver does that goes away in order.
@@ -135,6 +183,12 @@ impl Frontend {
         let tail = body.last_chunk::<8>().ok_or_else(|| io::Error::other("the answer is too short"))?;
         Ok(u64::from_le_bytes(*tail))
     }
+}
+
+/// Kicks, or calls.
+pub(crate) fn ring_bell(bell: &OwnedFd) -> io::Result<()> {
+    rustix::io::write(bell, &1u64.to_ne_bytes())?;
+    Ok(())
 }
 
 fn event() -> io::Result<OwnedFd> {
