@@ -10,6 +10,7 @@ mod ledger;
 pub mod log;
 pub mod notify;
 pub mod packed;
+mod place;
 pub mod record;
 pub mod split;
 mod track;
@@ -165,6 +166,8 @@ pub trait Layout: Sized + Send {
     /// What the driver sees: split: the used index; packed: 1 if the descriptor at this place, with this wrap
     /// counter, is used.
     fn seen(&self, at: u16) -> u16;
+    /// Where the ring stands, by what is in it; `None`: that cannot be told.
+    fn place(&self) -> Option<u16>;
     /// Goes on with used elements there, and with chains of so many places, from there on, in flight.
     fn resume(&mut self, used: u16, places: u16);
     /// Pops a chain again that is in flight: by its head (split), or as its descriptors were (packed).
@@ -300,6 +303,18 @@ impl<L: Layout> Vring<L> {
         if !self.track.as_mut().is_some_and(|track| track.put_back(id)) {
             self.layout.unpop(descs);
         }
+    }
+
+    /// Goes on where the ring stands by what is in it, if it is said to be at its beginning and is not: a
+    /// front-end has lost the place. Where, if that is elsewhere. To be called before anything is popped.
+    pub fn find_place(&mut self) -> Option<u16> {
+        let begins = if self.place.has(v::F_RING_PACKED) { 0x8000_8000 } else { 0 };
+        let place = self.layout.place().filter(|_| self.place.base == begins)?;
+        let elsewhere = place != begins as u16;
+        elsewhere.then(|| {
+            self.layout.resume(place, 0);
+            place
+        })
     }
 
     /// Whether there is anything to pop: a chain or a fault.
@@ -651,6 +666,11 @@ impl AnyVring {
     /// See [`Vring::log`].
     pub fn log(&mut self, target: Option<log::Target>, held: &Batch<Buf>) {
         with_ring!(self, ring => ring.log(target, held));
+    }
+
+    /// See [`Vring::find_place`].
+    pub fn find_place(&mut self) -> Option<u16> {
+        with_ring!(self, ring => ring.find_place())
     }
 
     /// See [`Vring::record`].

@@ -8,7 +8,7 @@ use hugepages::{Buf, Lender, Monitor, OutOfRange, Table, Words};
 use super::access::Access;
 use super::log::Written;
 use super::walk::Walk;
-use super::{Chain, Fault, Layout, RingLayout, Rules, Single, Way, notify};
+use super::{Chain, Fault, Layout, RingLayout, Rules, Single, Way, notify, place};
 use crate::batch::Batch;
 use crate::spec::virtio as v;
 
@@ -360,6 +360,11 @@ impl<A: Access> Layout for Packed<A> {
     fn seen(&self, at: u16) -> u16 {
         let Position { at, wrap } = Position::of(at.into());
         used_by(self.desc.acquire(2 * usize::from(at) + 1), wrap).into()
+    }
+
+    fn place(&self) -> Option<u16> {
+        let flags = |i| (self.desc.get(2 * usize::from(i) + 1) >> 48) as u16;
+        place::find(&(0..self.size).map(flags).collect::<Vec<_>>())
     }
 
     fn resume(&mut self, used: u16, places: u16) {

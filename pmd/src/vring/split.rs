@@ -236,6 +236,10 @@ impl<A: Access> Layout for Split<A> {
         self.used.get(IDX)
     }
 
+    fn place(&self) -> Option<u16> {
+        Some(self.seen(0))
+    }
+
     fn resume(&mut self, used: u16, places: u16) {
         (self.used_idx, self.published) = (used, used);
         self.next = used.wrapping_add(places);

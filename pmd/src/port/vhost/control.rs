@@ -271,6 +271,8 @@ impl Host for Control {
         let packed = setup.features & v::F_RING_PACKED != 0;
         if let Some(area) = self.records.as_ref().and_then(|records| records.area(index, packed)) {
             ring.record(&area).map_err(|e| HostError::Record(e.into()))?;
+        } else if let Some(place) = ring.find_place() {
+            info!("{name}: the front-end has it begin anew; it goes on at {place:#x}, where it stands");
         }
         ring.log(self.logging.target(index), &Batch::default());
         self.door(index).give(side(index), Ring { ring, wire, events, name });
