@@ -59,7 +59,7 @@ class Guest:
     """
 
     def __init__(self, name, sock, device="", queues=1, kernel="6.12", mac="52:54:00:00:00:01", memory_mib=384,
-                 backing="memfd"):
+                 backing="memfd", extra=(), chardev=""):
         self.name, self.seen = name, b""
         serial, qmp = run_dir() / f"{name}.serial", run_dir() / f"{name}.qmp"
         share = f"memory-backend-{backing},id=mem,size={memory_mib}M,share=on"
@@ -74,9 +74,10 @@ class Guest:
                 "-append", "console=ttyS0 quiet panic=-1 tsc=reliable ipv6.disable=1",
                 "-chardev", f"socket,id=serial,path={serial},server=on,wait=off", "-serial", "chardev:serial",
                 "-qmp", f"unix:{qmp},server=on,wait=off",
-                "-chardev", f"socket,id=vhost,path={sock}",
+                "-chardev", f"socket,id=vhost,path={sock}{chardev}",
                 "-netdev", f"vhost-user,id=net,chardev=vhost,queues={queues}",
                 "-device", ",".join(filter(None, [f"virtio-net-pci,netdev=net,mac={mac},disable-legacy=on,romfile=", device]))]
+        argv += extra
         env = {"QEMU_MODULE_DIR": str(LAB / "qemu/usr/lib/x86_64-linux-gnu/qemu"), "LD_LIBRARY_PATH": LIBRARIES}
         self.process = Process(argv, f"qemu-{name}", env=env)
         self.console = open(run_dir() / "logs" / f"console-{name}.log", "wb")
@@ -86,6 +87,12 @@ class Guest:
         except OSError as e:
             self.process.pump(0.5)
             raise RuntimeError(f"QEMU for {name} did not start: {e}: {self.process.tail()}") from e
+
+    def memory(self):
+        """The file behind the guest's memory."""
+        folder = f"/proc/{self.process.child.pid}/fd"
+        names = (f"{folder}/{fd}" for fd in os.listdir(folder))
+        return next(name for name in names if "memory-backend-memfd" in os.readlink(name))
 
     def up(self, timeout_s=90):
         """Waits for the shell."""
