@@ -106,7 +106,7 @@ impl Session {
                     id::GET_CONFIG => Some(Answer::no_config()),
                     // Of a message that is not served, an acknowledgement is as good as any answer.
                     _ if acknowledge && matches!(why, Refusal::Unknown(_)) => Some(Answer::number(id, 1)),
-                    _ if has_answer(id) => return Err(SessionError::Unanswerable(why)),
+                    _ if has_answer(id, self.protocol) => return Err(SessionError::Unanswerable(why)),
                     _ if acknowledge => Some(Answer::number(id, 1)),
                     _ if why.spares_the_connection() => None,
                     _ => return Err(SessionError::Unheard(why)),
@@ -144,7 +144,7 @@ impl Session {
                 host.log_base(area, file).map_err(Refusal::Log)?;
                 // Spec "Communication": with LOG_SHMFD it is always answered, but not with what. rust-vmm's
                 // front-end waits for as many bytes as it sent and hangs if fewer come; QEMU takes any.
-                let answered = self.protocol & PROTOCOL_F_LOG_SHMFD != 0;
+                let answered = has_answer(id::SET_LOG_BASE, self.protocol);
                 return Ok(answered.then(|| Answer::log_base(area)));
             }
             Request::GetInflightFd(area, len) => {
@@ -475,7 +475,10 @@ impl Session {
 }
 
 /// Whether a request is answered by more than an acknowledgement.
-fn has_answer(id: u32) -> bool {
+fn has_answer(id: u32, protocol: u64) -> bool {
+    if id == id::SET_LOG_BASE {
+        return protocol & PROTOCOL_F_LOG_SHMFD != 0;
+    }
     matches!(
         id,
         id::GET_FEATURES

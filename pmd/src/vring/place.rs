@@ -31,7 +31,7 @@ pub(super) fn find(flags: &[u16]) -> Option<u16> {
         let lap = if i >= at { wrap } else { !wrap };
         open(i) == (d < next) && avail(i) == if d < next { lap } else { !lap }
     });
-    fits.then(|| at as u16 | if wrap { 0x8000 } else { 0 })
+    fits.then_some(at as u16 | if wrap { 0x8000 } else { 0 })
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use hugepages::{Buf, Loan, Map, Region, Table, Window, Words};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::batch::Batch;
-use crate::spec::vhost_user::F_PROTOCOL_FEATURES;
+use crate::spec::vhost_user::{F_LOG_ALL, F_PROTOCOL_FEATURES};
 use crate::vhost::Server;
 use crate::vring::driver::{Areas, Packed, Ring, Segment, Split};
 use crate::worker::{self, Outbox, QueueId, Worker};
@@ -533,6 +533,68 @@ fn rings_wait_while_the_port_is_stopped() {
     assert_ne!(base, 0x8000_8000, "answered while no queue runs");
     drop(stage);
     assert!(guest.front.get_features().is_err(), "the port is gone");
+}
+
+/// L1, L7: a front-end that copies the pages whose bits are set has what was received, and no bit is set when
+/// logging has ended.
+fn all_that_is_received_is_logged<R: Ring>(name: &str, features: u64) {
+    const BITS: u64 = (GUEST + MEMORY) / 4096 / 8;
+    let mut stage = Stage::new(name, |_| {});
+    let core = Core::run(stage.port.start(1).unwrap());
+    let mut guest = Guest::<R>::connect(&stage, name, features);
+    guest.front.set_protocol_features(Protocol::REPLY_ACK | Protocol::LOG_SHMFD).unwrap();
+    guest.start();
+    let log = memory(name, BITS);
+    let (map, _) = Map::file(log.try_clone().unwrap(), 0, BITS).unwrap();
+    let bits = Table::of(map).window::<u64>(0, BITS as usize / 8).unwrap();
+    let dirty = |page: u64| bits.get(page as usize / 64) >> (page % 64) & 1 == 1;
+    let frames = (GUEST + FRAMES) / 4096..(GUEST + FRAMES + u64::from(NUM) * FRAME) / 4096;
+    let page = |guest: &Guest<R>, page: u64| -> Vec<u16> {
+        let at = (page * 4096 - GUEST) as usize / 2;
+        (at..at + 2048).map(|i| guest.words.get(i)).collect()
+    };
+    for _ in 0..2 {
+        guest.ping(100);
+        let (mmap_size, mmap_offset, mmap_handle) = (BITS, 0, log.as_raw_fd());
+        let region = VhostUserDirtyLogRegion { mmap_size, mmap_offset, mmap_handle };
+        guest.front.set_log_base(0, Some(region)).unwrap();
+        guest.front.set_features(features | F_PROTOCOL_FEATURES | F_LOG_ALL).unwrap();
+        let mut copy: Vec<Vec<u16>> = frames.clone().map(|at| page(&guest, at)).collect();
+        guest.ping(30);
+        let [there, back] = [1, 0].map(|ring| guest.front.get_vring_base(ring).unwrap() as u16);
+        for (at, copy) in frames.clone().zip(&mut copy).filter(|(at, _)| dirty(*at)) {
+            *copy = page(&guest, at);
+        }
+        assert!(frames.clone().map(|at| page(&guest, at)).eq(copy), "a page was missed");
+        let marked = frames.clone().filter(|at| dirty(*at)).count();
+        assert!((1..=31).contains(&marked), "{marked} pages for 30 frames");
+        for areas in guest.areas {
+            let at = if areas.has(v::F_RING_PACKED) { areas.desc } else { areas.device };
+            assert!((at / 4096..=(at + 16 * u64::from(NUM) - 1) / 4096).any(dirty), "the ring at {at:#x}");
+        }
+        guest.front.set_features(features | F_PROTOCOL_FEATURES).unwrap();
+        (0..bits.len()).for_each(|i| bits.set(i, 0));
+        guest.start_ring(0, back, 0).unwrap();
+        guest.start_ring(1, there, 0).unwrap();
+        guest.ping(100);
+        assert!((0..bits.len()).all(|i| bits.get(i) == 0), "logging has ended");
+    }
+    // One that ends before memory does is refused, which no answer says.
+    let (mmap_size, mmap_offset, mmap_handle) = (GUEST / 4096 / 8, 0, log.as_raw_fd());
+    let region = VhostUserDirtyLogRegion { mmap_size, mmap_offset, mmap_handle };
+    assert!(guest.front.set_log_base(0, Some(region)).is_err());
+    drop(guest);
+    stage.port.stop(core.stop()).unwrap();
+}
+
+#[test]
+fn all_that_is_received_is_logged_split() {
+    all_that_is_received_is_logged::<Split>("log-split", SPLIT);
+}
+
+#[test]
+fn all_that_is_received_is_logged_packed() {
+    all_that_is_received_is_logged::<Packed>("log-packed", PACKED);
 }
 
 #[test]

@@ -198,12 +198,13 @@ fn the_log_base_is_answered_as_it_came() {
     talk.tell(id::SET_PROTOCOL_FEATURES, 1u64 << 3);
     assert_eq!(talk.send(id::SET_LOG_BASE, 0, area.as_bytes(), 1), None);
     assert!(talk.ask(id::SET_LOG_BASE, area.as_bytes(), 1));
-    // QEMU does not look into the answer, so that it must not get one that says "refused".
-    let mut talk = Talk::ready(SPLIT);
-    talk.host.diary().unmappable = true;
-    assert!(!talk.ask(id::SET_LOG_BASE, area.as_bytes(), 1));
-    let end = talk.on(message(id::SET_LOG_BASE, 0, area.as_bytes(), 1));
-    assert!(matches!(end, Err(SessionError::Unheard(Refusal::Log(_)))), "{end:?}");
+    // QEMU does not look into the answer, and rust-vmm would wait for the rest of a shorter one.
+    for flags in [0, NEED_REPLY] {
+        let mut talk = Talk::ready(SPLIT);
+        talk.host.diary().unmappable = true;
+        let end = talk.on(message(id::SET_LOG_BASE, flags, area.as_bytes(), 1));
+        assert!(matches!(end, Err(SessionError::Unanswerable(Refusal::Log(_)))), "{end:?}");
+    }
 }
 
 #[test]
