@@ -6,7 +6,7 @@ use crate::buf::{Buf, Lender, Offload, Tag, WRITE};
 impl Lender {
     /// Lends what `next` asks for, address, length and number of each, to the back of `out` as long as
     /// there is room, at most `most`: how many. Ends at a `None`, and at bytes that are not all in one
-    /// region, which are not lent. The cache is asked for the first line of each. `WRITABLE`: they may be
+    /// region, which are not lent. The cache is asked for the first lines of each. `WRITABLE`: they may be
     /// written.
     #[inline(always)]
     pub fn lend_run<const WRITABLE: bool>(
@@ -35,7 +35,9 @@ impl Lender {
             if WRITABLE {
                 buf.prefetch_write();
             } else {
+                // A header in front puts small frames on two lines.
                 buf.prefetch();
+                buf.prefetch_at(64);
             }
             slot.write(buf);
             n += 1;

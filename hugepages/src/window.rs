@@ -75,8 +75,8 @@ pub trait Words<T: Word>: Send {
     fn run(&self, from: usize, n: usize) -> impl Iterator<Item = T>;
     /// Pairs `from` to `from + n`; each as [`Words::acquire_pair`].
     fn acquire_pairs(&self, from: usize, n: usize) -> impl Iterator<Item = (T, T)>;
-    /// Sets words `2 i + 1` for `i` from `from` on, unordered.
-    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T>);
+    /// Sets words `2 i + 1` for `i` from `from` on, the last one first.
+    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T> + DoubleEndedIterator);
     /// Copies whole words to word `from` on, unordered.
     fn copy_in(&self, from: usize, bytes: &[u8]);
     /// Lets `monitor` tell when the upper 16 bits of word `i` are no longer those of `value`.
@@ -228,10 +228,10 @@ impl<T: Word> Words<T> for Window<T> {
         })
     }
     #[inline(always)]
-    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T>) {
+    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T> + DoubleEndedIterator) {
         let n = words.len();
         let first = self.words(2 * from, 2 * n);
-        for (i, word) in words.take(n).enumerate() {
+        for (i, word) in (0..n).zip(words).rev() {
             // SAFETY: as in run().
             unsafe { T::store(first.add(2 * i + 1), word, Ordering::Relaxed) };
         }
@@ -330,8 +330,8 @@ impl<T: Word> Words<T> for CheckedWindow<T> {
             (self.get(2 * i), high)
         })
     }
-    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T>) {
-        for (i, word) in words.enumerate() {
+    fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T> + DoubleEndedIterator) {
+        for (i, word) in words.enumerate().rev() {
             self.set(2 * (from + i) + 1, word);
         }
     }
