@@ -14,6 +14,7 @@ pub struct Near {
     /// Where the ring is.
     pub layout: RingLayout,
     packed: bool,
+    in_order: bool,
     /// Descriptors of the ring that an entry takes.
     descs: u16,
     desc: Window<u64>,
@@ -82,7 +83,9 @@ impl Near {
         assert!(size.is_multiple_of(descs), "chains of {descs} descriptors fill a ring of {size}");
         let (next, wrap, seen, seen_wrap) = (0, true, 0, true);
         let rest = vec![0; usize::from(size)];
-        let mut near = Near { layout, packed, descs, desc, avail, used, next, wrap, seen, seen_wrap, rest };
+        let in_order = features & v::F_IN_ORDER != 0;
+        let mut near =
+            Near { layout, packed, in_order, descs, desc, avail, used, next, wrap, seen, seen_wrap, rest };
         for entry in 0..near.entries() {
             near.write(table, entry, &entries);
         }
@@ -167,15 +170,19 @@ impl Near {
         }
         let mut n = 0;
         while n < most {
-            let flags = (self.desc.acquire(2 * usize::from(self.seen) + 1) >> 48) as u16;
+            let word = self.desc.acquire(2 * usize::from(self.seen) + 1);
+            let flags = (word >> 48) as u16;
             let (avail, used) = (flags & v::DESC_F_AVAIL != 0, flags & v::DESC_F_USED != 0);
             if avail != self.seen_wrap || used != self.seen_wrap {
                 break;
             }
-            n += 1;
-            self.seen += self.descs;
-            if self.seen + self.descs > self.layout.size {
-                (self.seen, self.seen_wrap) = (0, !self.seen_wrap);
+            // virtio 1.3 §2.8.9: in order, an element may stand for all entries up to its own.
+            let size = self.layout.size;
+            let skip = if self.in_order { ((word >> 32) as u16 + size - self.seen) % size } else { 0 };
+            n += 1 + skip / self.descs;
+            self.seen += self.descs + skip;
+            if self.seen >= size {
+                (self.seen, self.seen_wrap) = (self.seen - size, !self.seen_wrap);
             }
         }
         n

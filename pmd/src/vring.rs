@@ -105,6 +105,9 @@ pub struct Rules {
     way: Way,
     indirect: bool,
     size: u16,
+    /// virtio 1.3 §2.7.9, §2.8.9: one used element may stand for a batch. Bytes written to all but the
+    /// last are not told, so that only rings to which nothing is written do it.
+    skips: bool,
 }
 
 /// A chain that was popped: its buffers are at the back of the batch.
@@ -159,8 +162,12 @@ pub trait Layout: Sized + Send {
     fn push(&mut self, used: &[u64]);
     /// Whether any element is staged.
     fn staged(&self) -> bool;
-    /// Makes all staged elements visible by one release store; `true`: the driver wants to be called.
-    fn publish(&mut self) -> bool;
+    /// Stages one element for chains of an in-order ring that nothing was written to.
+    fn push_batch(&mut self, used: &[u64]);
+    /// Makes all staged elements visible by one release store.
+    fn publish(&mut self);
+    /// Whether the driver wants to be called for what was published since this was last asked.
+    fn wants_call(&mut self) -> bool;
     /// Asks the driver for kicks, or to be quiet; `true`: more arrived meanwhile.
     fn arm(&mut self, on: bool) -> bool;
     /// What the driver sees: split: the used index; packed: 1 if the descriptor at this place, with this wrap
@@ -224,7 +231,12 @@ impl<L: Layout> Vring<L> {
     /// # Errors
     /// When one of its areas is not guest memory or not aligned.
     pub fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
-        let rules = Rules { way: ring.way, indirect: ring.has(v::F_INDIRECT_DESC), size: ring.size };
+        let rules = Rules {
+            way: ring.way,
+            indirect: ring.has(v::F_INDIRECT_DESC),
+            size: ring.size,
+            skips: ring.has(v::F_IN_ORDER) && ring.way == Way::FromDriver,
+        };
         Ok(Vring {
             layout: L::open(ring, table)?,
             lender: Lender::new(Arc::clone(table)),
@@ -410,18 +422,22 @@ impl<L: Layout> Vring<L> {
     pub fn settle_front(&mut self, loans: &mut Batch<Loan>) {
         if self.plain {
             let Vring { lender, ledger, layout, used, .. } = self;
+            let skips = self.rules.skips;
+            let push = |layout: &mut L, used: &[u64]| {
+                if skips { layout.push_batch(used) } else { layout.push(used) }
+            };
             let mut n = 0;
             lender.settle_front(loans, |id, written| {
                 let Some((descs, written)) = ledger.home(id, written) else { return };
                 used[n] = L::used(id, descs, written);
                 n += 1;
                 if n == RUN || ledger.follows() {
-                    layout.push(&used[..n]);
+                    push(layout, &used[..n]);
                     n = 0;
                     ledger.follow_up(layout, None);
                 }
             });
-            return layout.push(&used[..n]);
+            return push(layout, &used[..n]);
         }
         while loans.front().is_some_and(|loan| loan.owner() == self.lender.owner()) {
             self.settle(loans.pop_front().expect("not empty"));
@@ -458,27 +474,49 @@ impl<L: Layout> Vring<L> {
     }
 
     /// Makes what was staged visible, once; `true`: the driver wants to be called.
-    #[inline(always)]
     pub fn publish(&mut self) -> bool {
+        self.show();
+        self.wants_call()
+    }
+
+    /// The first half of [`Vring::publish`]: makes what was staged visible; whether there was any.
+    #[inline(always)]
+    pub fn show(&mut self) -> bool {
         if !self.plain {
-            return self.publish_tracked();
+            return self.show_tracked();
         }
-        self.layout.staged() && self.layout.publish()
+        let any = self.layout.staged();
+        if any {
+            self.layout.publish();
+        }
+        any
+    }
+
+    /// The second half, which waits until the stores have arrived, so that it is cheaper some time later
+    /// and once for several rings: whether the driver wants to be called.
+    #[inline(always)]
+    pub fn wants_call(&mut self) -> bool {
+        self.fault.is_none() && self.layout.wants_call()
     }
 
     #[cold]
-    fn publish_tracked(&mut self) -> bool {
+    fn show_tracked(&mut self) -> bool {
         let visible = self.layout.staged() && self.fault.is_none();
-        let Some(track) = &mut self.track else { return visible && self.layout.publish() };
-        if !visible {
+        let Some(track) = &mut self.track else {
+            if visible {
+                self.layout.publish();
+            }
+            return visible;
+        };
+        if visible {
+            let end = self.layout.used_end();
+            track.publish(end);
+            self.layout.publish();
+            track.published(end, self.layout.index());
+        } else {
             track.flush();
-            return false;
         }
-        let end = self.layout.used_end();
-        track.publish(end);
-        let call = self.layout.publish();
-        track.published(end, self.layout.index());
-        call
+        visible
     }
 
     /// Puts back chains that were popped last and not used: all of `stash`, which holds their
@@ -661,6 +699,11 @@ impl AnyVring {
     /// See [`Vring::publish`].
     pub fn publish(&mut self) -> bool {
         with_ring!(self, ring => ring.publish())
+    }
+
+    /// See [`Vring::wants_call`].
+    pub fn wants_call(&mut self) -> bool {
+        with_ring!(self, ring => ring.wants_call())
     }
 
     /// See [`Vring::log`].

@@ -30,6 +30,10 @@ pub struct Packed<A: Access> {
     first: Option<(usize, u64)>,
     /// Places of staged elements.
     staged: u16,
+    /// Where the elements end that the driver sees, and how many places before it are those for which it
+    /// is not known whether it wants to be called.
+    shown: Position,
+    uncalled: u16,
     event_idx: bool,
 }
 
@@ -220,6 +224,8 @@ impl<A: Access> Layout for Packed<A> {
             out: used.distance(next, ring.size),
             first: None,
             staged: 0,
+            shown: used,
+            uncalled: 0,
             event_idx: ring.has(v::F_EVENT_IDX),
         })
     }
@@ -323,17 +329,42 @@ impl<A: Access> Layout for Packed<A> {
         self.first.is_some()
     }
 
+    /// §2.8.9: one element, that of the last chain at the place of the first.
     #[inline(always)]
-    fn publish(&mut self) -> bool {
-        let Some((at, word)) = self.first.take() else { return false };
-        let count = std::mem::take(&mut self.staged);
+    fn push_batch(&mut self, used: &[u64]) {
+        let Some(&last) = used.last() else { return };
+        let (at, word) = (2 * usize::from(self.used.at) + 1, element(last, self.used.wrap));
+        if self.first.is_none() {
+            self.first = Some((at, word));
+        } else {
+            self.desc.set(at, word);
+        }
+        let n = used.iter().map(|&used| descs(used)).sum();
+        self.used.forward(n, self.size);
+        self.out -= n;
+        self.staged += n;
+    }
+
+    #[inline(always)]
+    fn publish(&mut self) {
+        let Some((at, word)) = self.first.take() else { return };
         // Pairs with the driver's acquire of the flags: it looks at the elements in order, so the
         // first one, written last, uncovers the others and the data.
         self.desc.release(at, word);
+        self.shown = self.used;
+        self.uncalled = self.uncalled.saturating_add(std::mem::take(&mut self.staged)).min(self.size);
+    }
+
+    #[inline(always)]
+    fn wants_call(&mut self) -> bool {
+        let count = std::mem::take(&mut self.uncalled);
+        if count == 0 {
+            return false;
+        }
         // Between our flags and its event area: pairs with the fence the driver has between its event
         // area and its look at our flags (§2.8.14), so that one of the two sees the other.
         fence(Ordering::SeqCst);
-        notify::passed_packed(self.driver.get(0), self.used.at, self.used.wrap, count, self.size)
+        notify::passed_packed(self.driver.get(0), self.shown.at, self.shown.wrap, count, self.size)
     }
 
     fn arm(&mut self, on: bool) -> bool {

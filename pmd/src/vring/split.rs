@@ -33,6 +33,8 @@ pub struct Split<A: Access> {
     /// Index after the last staged element, and the index the driver sees.
     used_idx: u16,
     published: u16,
+    /// The index up to which it is known whether the driver wants to be called.
+    called: u16,
     event_idx: bool,
 }
 
@@ -127,6 +129,7 @@ impl<A: Access> Layout for Split<A> {
             seen: base,
             used_idx: base,
             published: base,
+            called: base,
             event_idx,
         })
     }
@@ -203,17 +206,33 @@ impl<A: Access> Layout for Split<A> {
         self.used_idx != self.published
     }
 
+    /// §2.7.9: one element, that of the last chain at the place of the first.
     #[inline(always)]
-    fn publish(&mut self) -> bool {
-        let old = self.published;
+    fn push_batch(&mut self, used: &[u64]) {
+        if let Some(last) = used.last() {
+            self.elements.copy_in(2 * usize::from(self.used_idx & (self.size - 1)), last.as_bytes());
+            self.used_idx = self.used_idx.wrapping_add(used.len() as u16);
+        }
+    }
+
+    #[inline(always)]
+    fn publish(&mut self) {
         self.published = self.used_idx;
         // Pairs with the driver's acquire of idx: the elements, and the data, come first.
         self.used.release(IDX, self.used_idx);
+    }
+
+    #[inline(always)]
+    fn wants_call(&mut self) -> bool {
+        let old = std::mem::replace(&mut self.called, self.published);
+        if old == self.published {
+            return false;
+        }
         // Between our index and its event: pairs with the fence the driver has between its event and
         // its look at our index (§2.7.7), so that one of the two sees the other.
         fence(Ordering::SeqCst);
         if self.event_idx {
-            notify::passed(self.avail.get(RING + usize::from(self.size)), self.used_idx, old)
+            notify::passed(self.avail.get(RING + usize::from(self.size)), self.published, old)
         } else {
             self.avail.get(FLAGS) & v::AVAIL_F_NO_INTERRUPT == 0
         }

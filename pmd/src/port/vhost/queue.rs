@@ -2,7 +2,8 @@
 //!
 //! `rx` lends chains of the guest's transmit ring with the virtio-net header taken off; `tx` copies
 //! packets into chains of the guest's receive ring, straight from the lender's memory, so a packet
-//! from guest to guest is copied once. Both publish once per burst.
+//! from guest to guest is copied once. Both publish once per burst; the guest is called, if it wants to
+//! be, by the `reap` that follows.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -110,6 +111,8 @@ pub(super) struct VhostQueue {
     stash: Batch<Buf>,
     done: Batch<Loan>,
     leaving: [bool; 2],
+    /// Used elements were shown, and the guest was not yet asked whether it wants to be called.
+    shown: bool,
     /// By side.
     complaints: [Complaints; 2],
     /// Packets in the name of a guest that has moved here.
@@ -147,6 +150,7 @@ impl VhostQueue {
             stash: Batch::default(),
             done: Batch::default(),
             leaving: [false; 2],
+            shown: false,
             complaints: Default::default(),
             herald: None,
             door,
@@ -214,6 +218,18 @@ impl VhostQueue {
         }
     }
 
+    /// Calls the guest for what was shown since the last turn, if it wants to be. By now the stores have
+    /// left the core, so that the fence that this takes waits for nothing.
+    #[inline]
+    fn call(&mut self) {
+        self.shown = false;
+        for ring in [&mut self.to_guest, &mut self.from_guest].into_iter().flatten() {
+            if ring.ring.wants_call() {
+                ring.call(&self.counters);
+            }
+        }
+    }
+
     fn slot(&mut self, side: Side) -> &mut Option<Ring> {
         match side {
             Side::FromGuest => &mut self.from_guest,
@@ -255,15 +271,13 @@ impl Queue for VhostQueue {
     fn tx(&mut self, batch: &mut Batch<Buf>) -> usize {
         let Some(ring) = &mut self.to_guest else { return 0 };
         let had = ring.ring.fault().is_some();
-        let (packets, call) = with_ring!(&mut ring.ring, vring => {
+        let (packets, shown) = with_ring!(&mut ring.ring, vring => {
             let (stash, done) = (&mut self.stash, &mut self.done);
             let mut to = Deliver { ring: vring, wire: ring.wire, stash, done, idle: BURST };
             let packets = to.burst(batch, &self.counters);
-            (packets, vring.publish())
+            (packets, vring.show())
         });
-        if call {
-            ring.call(&self.counters);
-        }
+        self.shown |= shown;
         if !had && ring.ring.fault().is_some() {
             ring.retired(&self.counters, &mut self.complaints[Side::ToGuest as usize]);
         }
@@ -277,6 +291,9 @@ impl Queue for VhostQueue {
         } else if self.leaving[Side::FromGuest as usize] {
             self.leave();
         }
+        if self.shown {
+            self.call();
+        }
         if self.done.is_empty() { 0 } else { self.done.move_to(done) }
     }
 
@@ -286,13 +303,10 @@ impl Queue for VhostQueue {
             herald.settle(loans);
         }
         let Some(ring) = &mut self.from_guest else { return };
-        let call = with_ring!(&mut ring.ring, vring => {
+        self.shown |= with_ring!(&mut ring.ring, vring => {
             vring.settle_front(loans);
-            vring.publish()
+            vring.show()
         });
-        if call {
-            ring.call(&self.counters);
-        }
     }
 
     fn lent(&self) -> u32 {
@@ -350,6 +364,7 @@ impl Queue for VhostQueue {
 
 impl Drop for VhostQueue {
     fn drop(&mut self) {
+        self.call();
         if let Some(ring) = &mut self.to_guest {
             ring.publish(&self.counters);
         }
