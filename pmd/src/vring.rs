@@ -16,6 +16,7 @@ pub mod split;
 mod track;
 mod walk;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use hugepages::{Buf, Lender, Loan, Monitor, OutOfRange, Private, Room, Table};
@@ -217,6 +218,8 @@ pub struct Vring<L> {
     rules: Rules,
     ledger: Ledger,
     singles: Private<[Single; RUN]>,
+    /// Those that were looked at and are not popped: the next ones.
+    ahead: Range<usize>,
     used: Private<[u64; RUN]>,
     fault: Option<Fault>,
     /// Nothing is to be done for single chains but what every ring does: runs of them take short cuts.
@@ -243,6 +246,7 @@ impl<L: Layout> Vring<L> {
             rules,
             ledger: Ledger::new(ring.size, ring.has(v::F_IN_ORDER)),
             singles: Private::new([Single::default(); RUN]),
+            ahead: 0..0,
             used: Private::new([0; RUN]),
             fault: None,
             plain: true,
@@ -274,6 +278,7 @@ impl<L: Layout> Vring<L> {
             return self.pop_again(out, again.at, &descriptors);
         }
         let before = out.len();
+        self.ahead = 0..0;
         let chain = match self.layout.pop(&self.lender, self.rules, out) {
             Ok(Some(chain)) => chain,
             Ok(None) => return None,
@@ -312,6 +317,7 @@ impl<L: Layout> Vring<L> {
 
     /// The chain that was popped last goes back to where it came from.
     fn put_back(&mut self, id: u16, descs: u16) {
+        self.ahead = 0..0;
         if !self.track.as_mut().is_some_and(|track| track.put_back(id)) {
             self.layout.unpop(descs);
         }
@@ -398,23 +404,39 @@ impl<L: Layout> Vring<L> {
         if !self.plain || self.rules.way != Way::ToDriver || self.lender.out() > 0 {
             return 0;
         }
-        let Vring { layout, lender, singles, used, .. } = self;
-        let seen = layout.look(v::DESC_F_WRITE, &mut singles[..most.min(RUN)]);
-        let mut reach = lender.reach();
-        for single in &singles[..seen] {
-            if let Some(room) = reach.room(single.addr, single.len) {
-                room.prefetch();
-            }
+        if self.ahead.is_empty() {
+            self.look_ahead(most);
         }
+        let Vring { layout, lender, singles, ahead, used, .. } = self;
+        let mut reach = lender.reach();
         let mut n = 0;
-        for (single, used) in singles[..seen].iter().zip(used.iter_mut()) {
+        let singles = &singles[ahead.clone()];
+        for (single, used) in singles.iter().zip(used[..most.min(RUN)].iter_mut()) {
             let Some(written) = reach.room(single.addr, single.len).and_then(&mut fill) else { break };
             *used = L::used(single.id, 1, written);
             n += 1;
         }
         layout.take(n);
         layout.push(&used[..n]);
+        ahead.start += n;
+        if ahead.is_empty() {
+            // The lines of the next chains come while something else is done.
+            self.look_ahead(most);
+        }
         n
+    }
+
+    /// Looks at the next chains to be filled and asks the cache for their first lines.
+    #[inline(always)]
+    fn look_ahead(&mut self, most: usize) {
+        let seen = self.layout.look(v::DESC_F_WRITE, &mut self.singles[..most.min(RUN)]);
+        let mut reach = self.lender.reach();
+        for single in &self.singles[..seen] {
+            if let Some(room) = reach.room(single.addr, single.len) {
+                room.prefetch();
+            }
+        }
+        self.ahead = 0..seen;
     }
 
     /// Takes its own receipts from the front of `loans`, up to the first that is another's.

@@ -400,7 +400,7 @@ impl<A: Access> Layout for Packed<A> {
 
     fn resume(&mut self, used: u16, places: u16) {
         self.used = Position::of(used.into());
-        self.next = self.used;
+        (self.next, self.shown) = (self.used, self.used);
         for _ in 0..places {
             // Staged behind an element that never became visible: the driver would take it for used as soon
             // as that place is used.

@@ -260,7 +260,7 @@ impl<A: Access> Layout for Split<A> {
     }
 
     fn resume(&mut self, used: u16, places: u16) {
-        (self.used_idx, self.published) = (used, used);
+        (self.used_idx, self.published, self.called) = (used, used, used);
         self.next = used.wrapping_add(places);
         self.seen = self.next;
     }

@@ -1,6 +1,7 @@
 //! What the ring tests share: memory that a guest and its rings lie in, the ring under test in each of
 //! its four forms, and a guest that does what the specification says, one word at a time.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hugepages::{Backing, Buf, Loan, Map, PageSize, Region, Table};
@@ -115,6 +116,9 @@ pub(crate) struct Guest {
     /// What was offered since the last kick decision: places (packed) or chains (split).
     offered: u16,
     idx: u16,
+    /// In-order: what is out, oldest first, and the element of the batch that is being taken.
+    order: VecDeque<u16>,
+    batch: Option<(u16, u32)>,
 }
 
 impl Guest {
@@ -132,6 +136,8 @@ impl Guest {
             used: (0, true),
             offered: 0,
             idx: 0,
+            order: VecDeque::new(),
+            batch: None,
         }
     }
 
@@ -161,7 +167,13 @@ impl Guest {
                 vec![Desc { addr: at, len: n as u32 * 16, flags: v::DESC_F_INDIRECT, tag: 0 }]
             }
         };
-        if self.packed { self.offer_packed(raw, descs, pick) } else { self.offer_split(raw, descs, pick) }
+        let id = if self.packed {
+            self.offer_packed(raw, descs, pick)
+        } else {
+            self.offer_split(raw, descs, pick)
+        };
+        self.order.extend(id.filter(|_| self.in_order));
+        id
     }
 
     fn take(&mut self, pick: u16) -> u16 {
@@ -240,20 +252,19 @@ impl Guest {
 
     /// Takes the next used chain: id and length.
     pub(crate) fn take_used(&mut self, raw: &Raw) -> Option<(u16, u32)> {
-        let (id, len) = if self.packed {
-            let desc = raw.desc(self.used.0);
-            let bits = desc.flags & (v::DESC_F_AVAIL | v::DESC_F_USED);
-            if self.places == self.size || bits != Raw::used_bits(self.used.1) {
-                return None;
-            }
-            (desc.tag, desc.len)
-        } else {
-            if self.used.0 == raw.used_idx() {
-                return None;
-            }
-            let (id, len) = raw.used(self.used.0);
-            (id as u16, len)
+        let (mut id, mut len) = match self.batch.take() {
+            Some(end) => end,
+            None => self.element(raw)?,
         };
+        if self.in_order {
+            // §2.7.9, §2.8.9: an element stands for all chains up to its own; of the others no length is
+            // told.
+            let oldest = self.order.pop_front().expect("an element stands for chains that are out");
+            if oldest != id {
+                self.batch = Some((id, len));
+                (id, len) = (oldest, 0);
+            }
+        }
         let held = std::mem::take(&mut self.held[usize::from(id)]);
         assert!(!held.is_empty(), "id {id} comes back, which is not out");
         if self.packed {
@@ -266,6 +277,18 @@ impl Guest {
             self.free.extend(held);
         }
         Some((id, len))
+    }
+
+    /// The next used element.
+    fn element(&self, raw: &Raw) -> Option<(u16, u32)> {
+        if self.packed {
+            let desc = raw.desc(self.used.0);
+            let bits = desc.flags & (v::DESC_F_AVAIL | v::DESC_F_USED);
+            let used = self.places < self.size && bits == Raw::used_bits(self.used.1);
+            return used.then_some((desc.tag, desc.len));
+        }
+        let (id, len) = raw.used(self.used.0);
+        (self.used.0 != raw.used_idx()).then_some((id as u16, len))
     }
 
     /// The next used chain, of one descriptor, must be there; this guest never offered it.
