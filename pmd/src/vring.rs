@@ -404,7 +404,7 @@ impl<L: Layout> Vring<L> {
         if !self.plain || self.rules.way != Way::ToDriver || self.lender.out() > 0 {
             return 0;
         }
-        if self.ahead.is_empty() {
+        if self.ahead.start == self.ahead.end {
             self.look_ahead(most);
         }
         let Vring { layout, lender, singles, ahead, used, .. } = self;
@@ -419,7 +419,7 @@ impl<L: Layout> Vring<L> {
         layout.take(n);
         layout.push(&used[..n]);
         ahead.start += n;
-        if ahead.is_empty() {
+        if ahead.start == ahead.end {
             // The lines of the next chains come while something else is done.
             self.look_ahead(most);
         }
