@@ -6,11 +6,13 @@
 //! - `lane`, `rig`: rings whose driver costs next to nothing, and all of them connected
 //! - `rate`: packets per second with rings kept full
 //! - `trial`, `search`, `latency`, `rfc2544`: a steady rate, what was lost of it, how long frames took
-//! - `sequence`, `verify`: every byte of every frame
+//! - `sequence`, `pair`, `verify`: every byte of every frame
 //! - `report`, `compare`, `plot`, `svg`, `host`: results, and the machine they belong to
 //! - `run`, `stop`: progress, and Ctrl-C
 
 mod args;
+#[cfg(test)]
+mod backend;
 mod compare;
 mod frames;
 mod frontend;
@@ -18,6 +20,7 @@ mod host;
 mod lane;
 mod latency;
 mod memory;
+mod pair;
 mod plot;
 mod rate;
 mod report;
@@ -28,6 +31,8 @@ mod search;
 mod sequence;
 mod stop;
 mod svg;
+#[cfg(test)]
+mod tests;
 mod trial;
 mod verify;
 

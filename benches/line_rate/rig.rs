@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A back-end through which nothing came for so long has nothing on its way.
 const QUIET: Duration = Duration::from_millis(20);
 
+/// What is mostly the matter when nothing comes.
+pub(crate) const HINT: &str = "is the back-end forwarding, on as many queues, and as --mode says?";
+
 /// Connections, and the lanes over them: all those of the first port, then those of the second.
 pub(crate) struct Rig {
     pub(crate) lanes: Vec<Lane>,
@@ -84,7 +87,7 @@ impl Rig {
         } else {
             "no frame arrives".into()
         };
-        Err(format!("{what}; is the back-end forwarding, on as many queues, and as --mode says?").into())
+        Err(format!("{what}; {HINT}").into())
     }
 
     /// Waits until nothing is on its way any more: a second at most.
