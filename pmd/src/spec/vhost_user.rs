@@ -85,6 +85,9 @@ pub const PROTOCOL_F_RESET_DEVICE: u64 = 1 << 13;
 pub const PROTOCOL_F_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 /// Spec "Front-end message types": [`id::SET_STATUS`], [`id::GET_STATUS`].
 pub const PROTOCOL_F_STATUS: u64 = 1 << 16;
+/// Spec "Front-end message types", GET_VRING_BASE: what is in flight then need not be waited for, if the
+/// in-flight record has it.
+pub const PROTOCOL_F_GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
 
 /// Spec "Migration", `VHOST_F_LOG_ALL`, a bit beside the features of virtio: writes to guest memory are
 /// logged.

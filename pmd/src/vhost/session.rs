@@ -18,9 +18,9 @@ use super::ring::{Kick, Ring, RingError, check_addr, check_base, check_num};
 use crate::spec::vhost_user::{
     CONFIG_F_MIGRATION, ConfigAccess, F_LOG_ALL, F_PROTOCOL_FEATURES, InflightArea, MAX_CONFIG,
     MAX_MEM_SLOTS, MAX_VRING_NUM, MAX_VRINGS, MIN_MTU, MemRegion, PROTOCOL_F_CONFIG,
-    PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_INFLIGHT_SHMFD, PROTOCOL_F_LOG_SHMFD, PROTOCOL_F_MQ,
-    PROTOCOL_F_NET_MTU, PROTOCOL_F_RARP, PROTOCOL_F_REPLY_ACK, PROTOCOL_F_RESET_DEVICE, PROTOCOL_F_STATUS,
-    VRING_F_LOG, VringAddr, VringState, id,
+    PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_GET_VRING_BASE_INFLIGHT, PROTOCOL_F_INFLIGHT_SHMFD,
+    PROTOCOL_F_LOG_SHMFD, PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU, PROTOCOL_F_RARP, PROTOCOL_F_REPLY_ACK,
+    PROTOCOL_F_RESET_DEVICE, PROTOCOL_F_STATUS, VRING_F_LOG, VringAddr, VringState, id,
 };
 use crate::spec::virtio::{F_RING_PACKED, F_VERSION_1};
 
@@ -34,7 +34,9 @@ pub const PROTOCOL_FEATURES: u64 = PROTOCOL_F_MQ
     | PROTOCOL_F_INFLIGHT_SHMFD
     | PROTOCOL_F_RESET_DEVICE
     | PROTOCOL_F_CONFIGURE_MEM_SLOTS
-    | PROTOCOL_F_STATUS;
+    | PROTOCOL_F_STATUS
+    // A ring is given back when nothing of it is in flight: its record is empty then, which is allowed.
+    | PROTOCOL_F_GET_VRING_BASE_INFLIGHT;
 
 /// What a device offers to any front-end.
 #[derive(Clone, Debug)]

@@ -122,7 +122,9 @@ impl<R: Ring> Guest<R> {
     fn connect(&mut self, path: &Path) -> Frontend {
         let since = Instant::now();
         let mut front = loop {
-            match Frontend::connect(path, 2) {
+            // A device that is being started, between fork and exec, has a copy of each connection of this
+            // process: the one before may not have ended yet, and there is one front-end at a time.
+            match Frontend::connect(path, 2).and_then(|front| front.get_features().map(|_| front)) {
                 Ok(front) => break front,
                 Err(e) => assert!(since.elapsed() < Duration::from_secs(20), "no device: {e}"),
             }

@@ -122,7 +122,7 @@ fn numbers_are_answered_byte_for_byte() {
     let mut talk = Talk::new();
     for (id, number) in [
         (id::GET_FEATURES, FEATURES | 1 << 30 | 1 << 26),
-        (id::GET_PROTOCOL_FEATURES, 0x1_b21f),
+        (id::GET_PROTOCOL_FEATURES, 0x11_b21f),
         (id::GET_QUEUE_NUM, 2),
         (id::GET_MAX_MEM_SLOTS, 509),
         (id::GET_STATUS, 0),
