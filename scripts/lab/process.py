@@ -28,7 +28,7 @@ class Process:
         argv = [str(a) for a in argv]
         if netns:
             argv = ["ip", "netns", "exec", netns] + argv
-        self.name, self.seen = name, b""
+        self.name, self.argv, self.seen = name, argv, b""
         self.log = open(run_dir() / "logs" / f"{name}.log", "ab")
         self.log.write(("$ " + " ".join(argv) + "\n").encode())
         self.log.flush()
@@ -60,7 +60,7 @@ class Process:
             ended = not self.pump(0.05)
             if ended and not regex.search(self.seen):
                 raise RuntimeError(f"{self.name} ended (exit {self.child.wait(5)}) before {pattern!r}: {self.tail()}")
-            if time.monotonic() > end:
+            if time.monotonic() > end and not regex.search(self.seen):
                 raise TimeoutError(f"{self.name}: no {pattern!r} in {timeout_s} s: {self.tail()}")
 
     def tail(self):

@@ -98,8 +98,8 @@ def dpdk(name, vdevs, args=(), core=1, netns=None, memory_mib=256, eal=(), file=
     return p
 
 
-def hotring(name, vdevs, args=(), core=0, netns=None):
-    """Hotring's testpmd at its prompt, forwarding on `core`.
+def hotring(name, vdevs, args=(), core=0, netns=None, file=None):
+    """Hotring's testpmd, or the build in `file`, at its prompt, forwarding on `core`.
 
     With HOTRING_DEVICE=dpdk DPDK's own takes its place: it shows whether the harness or the device is at fault.
     """
@@ -107,7 +107,7 @@ def hotring(name, vdevs, args=(), core=0, netns=None):
         extra = [a for a in args if not a.startswith("--idle-sleep")] + ["--total-num-mbufs=16384"]
         return dpdk(name, ["net_" + v for v in vdevs], extra, core, netns)
     main = next(c for c in place.cores() if c != core)
-    argv = [binary(), "-l", f"{main},{core}"]
+    argv = [file or binary(), "-l", f"{main},{core}"]
     for v in vdevs:
         argv += ["--vdev", v]
     argv += ["--", "-i", *args]
