@@ -68,7 +68,7 @@ class Guest:
         argv = ["nice", "-n", "5", LAB / "qemu/usr/bin/qemu-system-x86_64",
                 "-L", LAB / "qemu/usr/share/qemu", "-L", LAB / "qemu/usr/share/seabios",
                 "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-M", "q35",
-                "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", queues, "-m", f"{memory_mib}M",
+                "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", queues, "-m", f"{memory_mib}M,slots=4,maxmem=4G",
                 "-object", share, "-numa", "node,memdev=mem",
                 "-kernel", LAB / f"vmlinuz-{kernel}", "-initrd", LAB / f"initramfs-{kernel}.gz",
                 "-append", "console=ttyS0 quiet panic=-1 tsc=reliable ipv6.disable=1",

@@ -1,11 +1,13 @@
 """A Linux guest whose device is killed under traffic and started again, on the same socket."""
 
+import os
+import re
 import signal
 import time
 
 from guest import Guest
 from netns import Namespace
-from place import check, figure, run_dir
+from place import ROOT, check, figure, need_command, run_dir, sh
 from scenario import scenario
 from scenarios.guest import GUEST, HOST, forward, iperf, need, ping
 
@@ -49,3 +51,15 @@ def reconnect(full):
     """The device is killed under TCP both ways and started again, split and packed: the guest notices a pause."""
     survives("split", "", 10 if full else 2)
     survives("packed", "packed=on", 10 if full else 2)
+
+
+@scenario(lambda: need_command("cargo", "cargo"), seconds=240, full_seconds=1200)
+def crashes(full):
+    """Processes killed at any instruction, front-ends gone and back: a driver counts each chain it gave."""
+    times = 1000 if full else 20
+    command = ["env", f"HOTRING_CRASHES={times}", "cargo", "test", "-q", "--manifest-path", ROOT / "Cargo.toml", "-p", "pmd",
+               "--test", "crash", "--", "--nocapture", "--test-threads=2"]
+    out = sh(list(map(os.fspath, command)), must=False, timeout=1100)
+    check("test result: ok. 6 passed" in out, out[-2000:])
+    for line in re.findall(r"[\w-]+: \d+ frames over \d+ \w+", out):
+        figure(line)
