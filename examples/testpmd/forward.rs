@@ -87,7 +87,7 @@ pub(crate) fn stage(
         Mode::FiveTuple => Box::new(Rewriter { routes, rewrite: swap::FiveTuple }),
         Mode::Csum => Box::new(csum::Csum::new(routes, Arc::clone(checks))),
         Mode::Icmpecho => Box::new(echo::Echo { routes }),
-        Mode::Txonly => Box::new(flows::TxOnly::new(routes, options)),
+        Mode::Txonly => Box::new(flows::TxOnly::new(routes, options, true)),
         Mode::Flowgen => Box::new(flows::FlowGen::new(routes, options)),
         Mode::Noisy => Box::new(noisy::Noisy::new(routes, options)),
     };
@@ -102,7 +102,7 @@ pub(crate) fn with_first(
     first: u32,
     stage: Box<dyn Stage>,
 ) -> Box<dyn Stage> {
-    Box::new(flows::First { maker: flows::TxOnly::new(routes, options), left: first, stage })
+    Box::new(flows::First { maker: flows::TxOnly::new(routes, options, false), left: first, stage })
 }
 
 /// A mode that changes the headers of every packet and sends it on.

@@ -19,11 +19,11 @@ pub mod window;
 pub mod buf;
 pub mod io;
 pub mod log;
-pub mod pool;
 pub mod private;
 pub mod batch;
 mod lending;
 pub mod room;
+pub mod pool;
 
 pub use batch::Batch;
 pub use buf::{Buf, Lender, Loan, Offload, Pod};

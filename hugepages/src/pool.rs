@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU16;
 
+use crate::batch::Batch;
 use crate::buf::{Buf, Lender, Loan};
 use crate::map::{Backing, Map, MapError};
 use crate::table::Table;
@@ -70,6 +71,28 @@ impl Pool {
         Some(self.lender.lend_writable(gpa, self.frame, id).expect("every frame lies in the mapping"))
     }
 
+    /// Lends up to `n` frames, writable and cut to `len` bytes, to the back of `out`, as many as are free
+    /// and fit; how many.
+    #[inline]
+    pub fn take_run(&mut self, n: usize, len: u32, out: &mut Batch<Buf>) -> usize {
+        let Pool { lender, frame, free } = self;
+        let len = len.min(*frame);
+        let mut ids = free.iter().rev();
+        let n = lender.lend_run::<true>(out, n.min(ids.len()), || {
+            let id = *ids.next()?;
+            Some((u64::from(id) * u64::from(*frame), len, id))
+        });
+        free.truncate(free.len() - n);
+        n
+    }
+
+    /// Takes its own receipts from the front of `loans`, up to the first that is another's.
+    #[inline]
+    pub fn settle_front(&mut self, loans: &mut Batch<Loan>) {
+        let Pool { lender, free, .. } = self;
+        lender.settle_front(loans, |id, _| free.push(id));
+    }
+
     /// Takes the receipt of a frame of its own.
     ///
     /// # Panics
@@ -103,6 +126,22 @@ mod tests {
                 assert_eq!(buf.peek::<u64>(120), Some(i as u64));
                 pool.settle(buf.finish(0));
             }
+        }
+    }
+
+    #[test]
+    fn a_run_takes_what_is_free_and_comes_home_together() {
+        let (mut pool, _) = Pool::new(5, 64, Backing { page: PageSize::Base, node: None }).unwrap();
+        let (mut bufs, mut loans) = (Batch::default(), Batch::default());
+        for _ in 0..3 {
+            assert_eq!((pool.take_run(3, 40, &mut bufs), pool.take_run(9, 100, &mut bufs)), (3, 2));
+            assert!(bufs.iter().map(Buf::len).eq([40, 40, 40, 64, 64]));
+            let mut ids: Vec<u16> = bufs.iter().map(Buf::id).collect();
+            ids.sort_unstable();
+            assert_eq!((ids, pool.free(), pool.out()), (vec![0, 1, 2, 3, 4], 0, 5));
+            bufs.finish_front(5, &mut loans);
+            pool.settle_front(&mut loans);
+            assert_eq!((pool.free(), pool.out(), loans.len()), (5, 0, 0));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Modes `txonly` and `flowgen`: UDP frames out of nothing.
 
 use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
 
 use hugepages::Buf;
+use hugepages::pool::MAX_FRAMES;
 use pmd::Batch;
 use pmd::offload::Sum;
 use pmd::worker::{Outbox, QueueId, Stage};
@@ -15,12 +17,31 @@ const HEADERS: usize = 42;
 /// Bytes of a frame's check sequence: DPDK's flowgen counts it as part of the frame.
 const FCS: usize = 4;
 
+/// The bytes of a UDP frame.
+struct Frame(Vec<u8>);
+
+impl Frame {
+    fn address(&mut self, dst: [u8; 6], src: [u8; 6], ip_src: Ipv4Addr, ip_dst: Ipv4Addr) {
+        let frame = &mut self.0;
+        frame[..6].copy_from_slice(&dst);
+        frame[6..12].copy_from_slice(&src);
+        frame[26..30].copy_from_slice(&ip_src.octets());
+        frame[30..34].copy_from_slice(&ip_dst.octets());
+        frame[24..26].fill(0);
+        let mut sum = Sum::default();
+        sum.add(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.bytes());
+    }
+}
+
 /// A UDP frame that is sent again and again, with other addresses.
 struct Template {
-    frame: Vec<u8>,
+    frame: Frame,
     segments: Vec<u16>,
-    /// Segments of the frame that is being made.
+    /// Segments of the frame that is being made, or frames of one segment.
     parts: Batch<Buf>,
+    /// Of our frames that hold one of one segment, by number: they need new headers only.
+    held: Option<(NonZeroU16, Vec<bool>)>,
 }
 
 impl Template {
@@ -37,18 +58,37 @@ impl Template {
         frame[34..36].copy_from_slice(&udp.0.to_be_bytes());
         frame[36..38].copy_from_slice(&udp.1.to_be_bytes());
         frame[38..40].copy_from_slice(&be(len - 34));
-        Template { frame, segments: lengths.to_vec(), parts: Batch::default() }
+        Template { frame: Frame(frame), segments: lengths.to_vec(), parts: Batch::default(), held: None }
     }
 
-    fn address(&mut self, dst: [u8; 6], src: [u8; 6], ip_src: Ipv4Addr, ip_dst: Ipv4Addr) {
-        self.frame[..6].copy_from_slice(&dst);
-        self.frame[6..12].copy_from_slice(&src);
-        self.frame[26..30].copy_from_slice(&ip_src.octets());
-        self.frame[30..34].copy_from_slice(&ip_dst.octets());
-        self.frame[24..26].fill(0);
-        let mut sum = Sum::default();
-        sum.add(&self.frame[14..34]);
-        self.frame[24..26].copy_from_slice(&sum.bytes());
+    /// Sends up to `n` frames, before each of which `next` is told. Nobody but this template writes to our
+    /// frames if they are `ours`.
+    fn burst(
+        &mut self,
+        n: usize,
+        to: QueueId,
+        out: &mut Outbox,
+        ours: bool,
+        mut next: impl FnMut(&mut Frame),
+    ) {
+        if self.segments.len() > 1 {
+            for _ in 0..n {
+                next(&mut self.frame);
+                if !self.send(to, out) {
+                    break;
+                }
+            }
+            return;
+        }
+        let Template { frame, parts, held, .. } = self;
+        out.frames(n, frame.0.len() as u32, parts);
+        for buf in parts.iter_mut() {
+            next(frame);
+            let (owner, held) = held.get_or_insert_with(|| (buf.owner(), vec![false; MAX_FRAMES]));
+            let known = buf.owner() == *owner && std::mem::replace(&mut held[usize::from(buf.id())], ours);
+            buf.write(0, if known { &frame.0[..HEADERS] } else { &frame.0 });
+        }
+        out.send_all(to, parts);
     }
 
     /// Sends it; `false`: no buffers of our own are left.
@@ -62,7 +102,7 @@ impl Template {
                 }
                 return false;
             };
-            part.write(0, &self.frame[at..at + usize::from(len)]);
+            part.write(0, &self.frame.0[at..at + usize::from(len)]);
             part.set_more(i + 1 < self.segments.len());
             self.parts.push(part);
             at += usize::from(len);
@@ -81,10 +121,12 @@ pub(super) struct TxOnly {
     ips: (Ipv4Addr, Ipv4Addr),
     many: bool,
     next: u8,
+    alone: bool,
 }
 
 impl TxOnly {
-    pub(super) fn new(routes: Routes, options: &Options) -> TxOnly {
+    /// `alone`: no other stage runs on its core, between its bursts.
+    pub(super) fn new(routes: Routes, options: &Options, alone: bool) -> TxOnly {
         TxOnly {
             routes,
             template: Template::new(&options.txpkts, options.tx_udp),
@@ -92,6 +134,7 @@ impl TxOnly {
             ips: options.tx_ip,
             many: options.txonly_multi_flow,
             next: 0,
+            alone,
         }
     }
 }
@@ -102,19 +145,17 @@ impl Stage for TxOnly {
     }
 
     fn tick(&mut self, out: &mut Outbox) -> bool {
-        for &Route { to, mac, peer, .. } in &self.routes.all {
-            self.template.address(peer, mac, self.ips.0, self.ips.1);
-            for _ in 0..self.burst {
-                if self.many {
+        let TxOnly { routes, template, burst, ips, many, next, alone } = self;
+        for &Route { to, mac, peer, .. } in &routes.all {
+            template.frame.address(peer, mac, ips.0, ips.1);
+            template.burst((*burst).into(), to, out, *alone, |frame| {
+                if *many {
                     // As DPDK does: the last byte of the source address runs.
-                    let [a, b, c, _] = self.ips.0.octets();
-                    self.next = self.next.wrapping_add(1);
-                    self.template.address(peer, mac, Ipv4Addr::new(a, b, c, self.next), self.ips.1);
+                    let [a, b, c, _] = ips.0.octets();
+                    *next = next.wrapping_add(1);
+                    frame.address(peer, mac, Ipv4Addr::new(a, b, c, *next), ips.1);
                 }
-                if !self.template.send(to, out) {
-                    break;
-                }
-            }
+            });
         }
         true
     }
@@ -145,15 +186,13 @@ impl Stage for FlowGen {
     fn tick(&mut self, out: &mut Outbox) -> bool {
         // The addresses of DPDK's flowgen.
         let (src, dst) = ([0, 1, 2, 3, 4, 0], [0, 1, 2, 3, 4, 1]);
-        for route in &self.routes.all {
-            for _ in 0..self.burst {
-                let ip = Ipv4Addr::from_bits(Ipv4Addr::new(10, 253, 0, 0).to_bits().wrapping_add(self.next));
-                self.template.address(dst, src, Ipv4Addr::new(10, 254, 0, 0), ip);
-                if !self.template.send(route.to, out) {
-                    break;
-                }
-                self.next = if self.next + 1 < self.flows { self.next + 1 } else { 0 };
-            }
+        let FlowGen { routes, template, burst, flows, next } = self;
+        for route in &routes.all {
+            template.burst((*burst).into(), route.to, out, true, |frame| {
+                let ip = Ipv4Addr::from_bits(Ipv4Addr::new(10, 253, 0, 0).to_bits().wrapping_add(*next));
+                frame.address(dst, src, Ipv4Addr::new(10, 254, 0, 0), ip);
+                *next = if *next + 1 < *flows { *next + 1 } else { 0 };
+            });
         }
         true
     }

@@ -288,7 +288,7 @@ fn take_packet(batch: &mut Batch<Buf>) -> Option<Vec<Buf>> {
 fn settle(lent: &mut Pool, inner: &mut dyn Queue, loans: &mut Batch<Loan>) {
     loop {
         let before = loans.len();
-        frames::settle(lent, loans);
+        lent.settle_front(loans);
         inner.settle(loans);
         if loans.len() == before {
             return;
@@ -398,7 +398,7 @@ impl FaultQueue {
     /// Keeps the receipts in `self.loans`, of buffers that were sent, until they are reaped.
     fn keep(&mut self) {
         loop {
-            frames::settle(&mut self.sent, &mut self.loans);
+            self.sent.settle_front(&mut self.loans);
             let Some(loan) = self.loans.pop_front() else { return };
             let late = self.happens(RECEIPTS, self.config.hold);
             let wait = if late { 1 + self.chance.below(self.config.turns as usize) as u64 } else { 0 };

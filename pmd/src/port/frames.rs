@@ -2,9 +2,8 @@
 
 use std::sync::Once;
 
-use hugepages::{Backing, Loan, Pool};
+use hugepages::{Backing, Pool};
 
-use crate::batch::Batch;
 use crate::port::PortError;
 
 /// Frames of a queue unless told otherwise: more than any burst and ring on its way, few enough to
@@ -21,14 +20,6 @@ pub(crate) fn pool(port: &str, frames: usize, size: u32, backing: Backing) -> Re
         TOLD.call_once(|| tracing::warn!("port {port}: ordinary pages are used: {why}"));
     }
     Ok(pool)
-}
-
-/// Takes the receipts of `pool` from the front of `loans`, and stops at the first of another lender.
-#[inline]
-pub(crate) fn settle(pool: &mut Pool, loans: &mut Batch<Loan>) {
-    while loans.front().is_some_and(|loan| loan.owner() == pool.owner()) {
-        pool.settle(loans.pop_front().expect("looked at"));
-    }
 }
 
 /// A locally administered address made from the name: the same one in every run.

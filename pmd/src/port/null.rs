@@ -159,7 +159,7 @@ impl Queue for NullQueue {
     }
 
     fn settle(&mut self, loans: &mut Batch<Loan>) {
-        frames::settle(&mut self.pool, loans);
+        self.pool.settle_front(loans);
     }
 
     fn lent(&self) -> u32 {

@@ -277,7 +277,7 @@ impl Queue for PcapQueue {
     }
 
     fn settle(&mut self, loans: &mut Batch<Loan>) {
-        frames::settle(&mut self.pool, loans);
+        self.pool.settle_front(loans);
     }
 
     fn lent(&self) -> u32 {

@@ -411,7 +411,7 @@ impl Queue for TapQueue {
     }
 
     fn settle(&mut self, loans: &mut Batch<Loan>) {
-        frames::settle(&mut self.pool, loans);
+        self.pool.settle_front(loans);
     }
 
     fn lent(&self) -> u32 {

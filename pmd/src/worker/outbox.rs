@@ -10,7 +10,6 @@ use super::counters::{CoreCounters, Stream};
 use crate::batch::{Batch, CAP};
 use crate::completion::Loans;
 use crate::port::Queue;
-use crate::port::frames::settle;
 
 /// Buffers that wait for a queue before it is called without waiting for the end of the turn.
 const FLUSH: usize = 64;
@@ -154,6 +153,19 @@ impl Outbox {
         self.frames.take(len)
     }
 
+    /// Lends up to `n` such frames to the back of `out`; how many.
+    #[inline]
+    pub fn frames(&mut self, n: usize, len: u32, out: &mut Batch<Buf>) -> usize {
+        let Frames { small, large } = &mut self.frames;
+        if len <= small.frame() {
+            small.take_run(n, len, out)
+        } else if len <= large.frame() {
+            large.take_run(n, len, out)
+        } else {
+            0
+        }
+    }
+
     /// Takes the first packet of `batch` as one writable buffer: itself, if it is one already;
     /// otherwise a copy with the same offload, and the original is finished. `None` when the batch is
     /// empty, or when the packet had to be dropped for want of a frame (counted).
@@ -277,8 +289,8 @@ impl Outbox {
         let Outbox { slots, frames, carriers, loans, counters, .. } = self;
         let before = loans.lost();
         loans.settle(carriers, POOLS + slots.len() as u16, |desk, batch| match desk {
-            0 => settle(&mut frames.small, batch),
-            1 => settle(&mut frames.large, batch),
+            0 => frames.small.settle_front(batch),
+            1 => frames.large.settle_front(batch),
             n => slots[usize::from(n - POOLS)].queue.settle(batch),
         });
         if loans.lost() != before {
