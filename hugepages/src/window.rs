@@ -79,6 +79,10 @@ pub trait Words<T: Word>: Send {
     fn set_seconds(&self, from: usize, words: impl ExactSizeIterator<Item = T> + DoubleEndedIterator);
     /// Copies whole words to word `from` on, unordered.
     fn copy_in(&self, from: usize, bytes: &[u8]);
+    /// Asks the cache for the lines of `n` words from `from` on, to be written soon.
+    fn expect_writes(&self, from: usize, n: usize) {
+        let _ = (from, n);
+    }
     /// Lets `monitor` tell when the upper 16 bits of word `i` are no longer those of `value`.
     fn monitor(&self, i: usize, value: T, monitor: &mut Monitor);
 }
@@ -242,6 +246,12 @@ impl<T: Word> Words<T> for Window<T> {
         let first = self.words(from, n);
         // SAFETY: as in run(): n words, no more than there are bytes.
         unsafe { crate::copy::bytes(bytes.as_ptr(), first.cast(), n * size_of::<T>()) };
+    }
+    #[inline(always)]
+    fn expect_writes(&self, from: usize, n: usize) {
+        for i in (from..from + n).step_by(64 / size_of::<T>()) {
+            crate::copy::prefetch_write(self.at.as_ptr().wrapping_add(i).cast());
+        }
     }
     #[inline]
     fn monitor(&self, i: usize, value: T, monitor: &mut Monitor) {

@@ -98,6 +98,12 @@ impl RingLayout {
     pub fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
     }
+
+    /// virtio 1.3 §2.7.9, §2.8.9: in order, one used element may stand for a batch. Bytes written to all
+    /// but the last are not told, so that only rings to which nothing is written do it.
+    fn batches(&self) -> bool {
+        self.has(v::F_IN_ORDER) && self.way == Way::FromDriver
+    }
 }
 
 /// What the walk through a chain needs to know.
@@ -106,9 +112,8 @@ pub struct Rules {
     way: Way,
     indirect: bool,
     size: u16,
-    /// virtio 1.3 §2.7.9, §2.8.9: one used element may stand for a batch. Bytes written to all but the
-    /// last are not told, so that only rings to which nothing is written do it.
-    skips: bool,
+    /// One used element may stand for a batch, see [`RingLayout::batches`].
+    batches: bool,
 }
 
 /// A chain that was popped: its buffers are at the back of the batch.
@@ -238,7 +243,7 @@ impl<L: Layout> Vring<L> {
             way: ring.way,
             indirect: ring.has(v::F_INDIRECT_DESC),
             size: ring.size,
-            skips: ring.has(v::F_IN_ORDER) && ring.way == Way::FromDriver,
+            batches: ring.batches(),
         };
         Ok(Vring {
             layout: L::open(ring, table)?,
@@ -444,9 +449,9 @@ impl<L: Layout> Vring<L> {
     pub fn settle_front(&mut self, loans: &mut Batch<Loan>) {
         if self.plain {
             let Vring { lender, ledger, layout, used, .. } = self;
-            let skips = self.rules.skips;
+            let batches = self.rules.batches;
             let push = |layout: &mut L, used: &[u64]| {
-                if skips { layout.push_batch(used) } else { layout.push(used) }
+                if batches { layout.push_batch(used) } else { layout.push(used) }
             };
             let mut n = 0;
             lender.settle_front(loans, |id, written| {

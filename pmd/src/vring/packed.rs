@@ -35,6 +35,8 @@ pub struct Packed<A: Access> {
     shown: Position,
     uncalled: u16,
     event_idx: bool,
+    /// Used elements are mostly written by [`Layout::push_batch`].
+    batches: bool,
 }
 
 /// A place in the ring and the wrap counter that goes with it (§2.8.1).
@@ -227,6 +229,7 @@ impl<A: Access> Layout for Packed<A> {
             shown: used,
             uncalled: 0,
             event_idx: ring.has(v::F_EVENT_IDX),
+            batches: ring.batches(),
         })
     }
 
@@ -268,6 +271,11 @@ impl<A: Access> Layout for Packed<A> {
         // As far as the end of the ring.
         let free = (self.size - self.out - self.staged).min(self.size - self.next.at);
         let most = out.len().min(free.into());
+        if !self.batches {
+            // Used descriptors are written where available ones are read: lines that are taken to be
+            // written need not be taken twice.
+            self.desc.expect_writes(2 * usize::from(self.next.at), 2 * most);
+        }
         let mut n = 0;
         // Pairs with the driver's release of the flags.
         for (single, desc) in out.iter_mut().zip(self.desc.acquire_pairs(self.next.at.into(), most)) {

@@ -36,6 +36,8 @@ pub struct Split<A: Access> {
     /// The index up to which it is known whether the driver wants to be called.
     called: u16,
     event_idx: bool,
+    /// Used elements are mostly written by [`Layout::push_batch`].
+    batches: bool,
 }
 
 impl<A: Access> Split<A> {
@@ -131,6 +133,7 @@ impl<A: Access> Layout for Split<A> {
             published: base,
             called: base,
             event_idx,
+            batches: ring.batches(),
         })
     }
 
@@ -162,6 +165,10 @@ impl<A: Access> Layout for Split<A> {
         // As far as the end of the ring.
         let at = self.next & (self.size - 1);
         let most = out.len().min((self.seen.wrapping_sub(self.next)).min(self.size - at).into());
+        if !self.batches {
+            let used = usize::from(self.used_idx & (self.size - 1));
+            self.elements.expect_writes(2 * used, 2 * most);
+        }
         let mut n = 0;
         for (single, id) in out.iter_mut().zip(self.avail.run(RING + usize::from(at), most)) {
             let Some(desc) = self.descriptor(id) else { break };
