@@ -66,9 +66,9 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// The other's median by the first's.
-    pub(crate) fn ratio(&self) -> f64 {
-        self.other[0] / self.first[0]
+    /// The other's median by the first's, if that is not 0.
+    pub(crate) fn ratio(&self) -> Option<f64> {
+        (self.first[0] != 0.0).then(|| self.other[0] / self.first[0])
     }
 }
 
@@ -169,7 +169,8 @@ pub(crate) fn print(sets: &[Set], json_lines: bool) {
                 }
             };
             let (a, b) = (range(p.first), range(p.other));
-            println!("{:wide$}  {:14}  {a:>26}  {b:>26}  {:>6.2}", p.what, p.figure, p.ratio());
+            let ratio = p.ratio().map_or("-".into(), |ratio| format!("{ratio:.2}"));
+            println!("{:wide$}  {:14}  {a:>26}  {b:>26}  {ratio:>6}", p.what, p.figure);
         }
         println!("{} figures in both; more is better of mpps, less of ns", pairs.len());
     }
@@ -197,7 +198,10 @@ mod tests {
         );
         let pairs = pairs(&a, &b);
         let found: Vec<_> = pairs.iter().map(|p| (p.what.as_str(), p.figure, p.ratio())).collect();
-        assert_eq!(found, [("rate loop packed 60 B", "mpps", 1.5), ("rate loop split 60 B", "mpps", 0.5)]);
+        assert_eq!(
+            found,
+            [("rate loop packed 60 B", "mpps", Some(1.5)), ("rate loop split 60 B", "mpps", Some(0.5))]
+        );
         assert!(differences(&a, &b).is_empty());
     }
 
@@ -205,8 +209,13 @@ mod tests {
     fn of_several_runs_the_median_counts_and_the_spread_is_told() {
         let runs = |rates: &[f64]| rates.iter().map(|&r| rate(false, 60.into(), r)).collect();
         let (a, b) = (("a".to_owned(), runs(&[9.0, 11.0, 10.0])), ("b".to_owned(), runs(&[22.0, 18.0])));
+        let none = ("none".to_owned(), runs(&[0.0]));
+        assert_eq!((pairs(&none, &a)[0].ratio(), pairs(&a, &none)[0].ratio()), (None, Some(0.0)));
         let pair = &pairs(&a, &b)[0];
-        assert_eq!((pair.first, pair.other, pair.ratio()), ([10.0, 9.0, 11.0], [20.0, 18.0, 22.0], 2.0));
+        assert_eq!(
+            (pair.first, pair.other, pair.ratio()),
+            ([10.0, 9.0, 11.0], [20.0, 18.0, 22.0], Some(2.0))
+        );
     }
 
     #[test]
@@ -221,7 +230,7 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(
             (found[0].what.as_str(), found[0].ratio()),
-            ("latency loop split indirect size=256 imix at 50 %", 0.5)
+            ("latency loop split indirect size=256 imix at 50 %", Some(0.5))
         );
         assert_eq!(differences(&a, &b), [r#"kernel: "6.1" in a, "6.12" in b"#]);
     }

@@ -121,7 +121,12 @@ fn count(doors: &[Door], run: &Run<'_>, report: &mut Report) -> Result<(), Box<d
         let found = rfc2544::throughput(&mut rig, run)?;
         run.progress.clear();
         report.throughput(frame, page, &found)?;
-        if args.measure != Measure::Throughput && found.mpps > 0.0 {
+        if args.measure != Measure::Throughput {
+            if found.mpps == 0.0 {
+                eprintln!(
+                    "linerate: no rate passed: no latency at loads; give --rate, or allow --loss or --tries"
+                );
+            }
             for &load in &args.loads {
                 latency(&mut rig, run, report, found.mpps * load / 100.0, Some(load))?;
             }
@@ -148,7 +153,7 @@ fn latency(
     mpps: f64,
     load: Option<f64>,
 ) -> Result<(), Box<dyn Error>> {
-    if run.stop.now() {
+    if run.stop.now() || mpps == 0.0 {
         return Ok(());
     }
     let found = rfc2544::latency(rig, run, mpps, load);

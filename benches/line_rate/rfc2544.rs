@@ -54,7 +54,9 @@ pub(crate) fn throughput(rig: &mut Rig, run: &Run<'_>) -> Result<Throughput, Box
         }
         search.tell(passed);
     }
-    let mpps = search.found();
+    // What was offered is what passed, be it a little less than wanted.
+    let found = trials.iter().filter(|t| t.passed(args.loss) && t.wanted_mpps == search.found());
+    let mpps = found.map(|t| t.offered_mpps).next_back().unwrap_or(0.0);
     Ok(Throughput {
         mpps,
         gbps: mpps * run.frame.mean() * 8e-3,

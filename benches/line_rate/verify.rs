@@ -15,8 +15,10 @@ use crate::rig::{HINT, connect};
 use crate::run::Run;
 use crate::sequence::{self, Verdict};
 
-/// How long what is under way may take until it is given up.
-const GIVE_UP: Duration = Duration::from_secs(1);
+/// How long what is under way may take until it is given up: a back-end may be kept from its core.
+const GIVE_UP: Duration = Duration::from_secs(3);
+/// The same when what was sent last is there: what was sent before it is overtaken.
+const OVERTAKEN: Duration = Duration::from_millis(200);
 /// Silence after which nothing more is to be expected when all is there.
 const QUIET: Duration = Duration::from_millis(20);
 /// How long the first frames may take: the back-end may still be starting.
@@ -158,7 +160,7 @@ impl<R: Ring> Check<R> {
             let silence = now - arrived;
             if self.found.received > before {
                 arrived = now;
-            } else if over && silence > if self.under_way() == 0 { QUIET } else { GIVE_UP } {
+            } else if over && silence > self.patience() {
                 break arrived;
             } else if silence > GIVE_UP {
                 self.give_up();
@@ -173,9 +175,22 @@ impl<R: Ring> Check<R> {
         };
         self.sum_up(ended - began, run.frame);
         for port in &mut self.ports {
-            port.stop()?;
+            if let Err(e) = port.stop() {
+                self.found.fault.get_or_insert(format!("the back-end does not stop its rings: {e}"));
+            }
         }
         Ok(self.found)
+    }
+
+    /// How long to wait, once nothing is sent any more.
+    fn patience(&self) -> Duration {
+        if self.pairs.iter().all(|pair| pair.under_way() == 0) {
+            QUIET
+        } else if self.pairs.iter().all(|pair| pair.sequence.top() == pair.sequence.sent) {
+            OVERTAKEN
+        } else {
+            GIVE_UP
+        }
     }
 
     /// Takes what has arrived, and sends what `send` says.
@@ -223,10 +238,6 @@ impl<R: Ring> Check<R> {
             Verdict::Duplicate => found.duplicated += 1,
             Verdict::Late | Verdict::Unsent => found.unknown += 1,
         }
-    }
-
-    fn under_way(&self) -> u64 {
-        self.pairs.iter().map(Pair::under_way).sum()
     }
 
     fn give_up(&mut self) {
