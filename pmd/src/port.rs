@@ -152,8 +152,8 @@ pub trait Queue: Send + Any {
         0
     }
     /// After some turns in which `rx` brought nothing: `true`, it may be left alone until the word that
-    /// it lets `monitor` watch changes, it is sent something, or the control side knocks. A call of
-    /// `rx` finds nothing until then, and `reap` has nothing to do. `false`: it is asked every turn.
+    /// it lets `monitor` watch changes, it is sent something, receipts come for it, or the control side
+    /// knocks. A call of `rx` finds nothing until then, and `reap` has nothing to do. `false`: it is asked every turn.
     fn rest(&mut self, monitor: &mut Monitor) -> bool {
         let _ = monitor;
         false
@@ -165,8 +165,11 @@ pub trait Queue: Send + Any {
         let _ = wait;
         false
     }
-    /// After the core woke: asks the peer to be quiet again.
-    fn wake(&mut self) {}
+    /// After the core woke: asks the peer to be quiet again. `rung`: one of the descriptors that it waited
+    /// for was readable.
+    fn wake(&mut self, rung: bool) {
+        let _ = rung;
+    }
     /// Its counters, shared with the control side.
     fn counters(&self) -> Arc<Counters>;
 }

@@ -406,25 +406,29 @@ impl Worker {
     #[cold]
     fn sleep(&mut self, longest: Duration) {
         self.bell.arm();
-        let mut fds = Vec::with_capacity(1 + self.out.slots.len());
+        let mut fds = Vec::with_capacity(1 + 2 * self.out.slots.len());
         fds.push(PollFd::from_borrowed_fd(self.bell.fd(), PollFlags::IN));
-        let mut asked = 0;
+        // Of the queues that were asked: where their descriptors begin.
+        let mut starts = Vec::with_capacity(self.out.slots.len() + 1);
         let mut quiet = self.inbox.is_empty();
         for slot in &mut self.out.slots {
             if !quiet {
                 break;
             }
-            asked += 1;
+            starts.push(fds.len());
             quiet = slot.queue.sleep(&mut |fd| fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
+        starts.push(fds.len());
         if quiet {
             self.out.counters.sleeps.add(1);
             // An error (a signal) is a wake-up as well.
             let _ = poll(&mut fds, Some(&timespec(longest)));
         }
+        let rung = |range: &[usize]| fds[range[0]..range[1]].iter().any(|fd| !fd.revents().is_empty());
+        let rung: Vec<bool> = starts.windows(2).map(rung).collect();
         drop(fds);
-        for slot in &mut self.out.slots[..asked] {
-            slot.queue.wake();
+        for (slot, rung) in self.out.slots.iter_mut().zip(rung) {
+            slot.queue.wake(rung);
         }
         self.bell.disarm();
         if !quiet {

@@ -487,8 +487,8 @@ impl Queue for FaultQueue {
         idle && self.inner.sleep(wait)
     }
 
-    fn wake(&mut self) {
-        self.inner.wake();
+    fn wake(&mut self, rung: bool) {
+        self.inner.wake(rung);
     }
 
     fn counters(&self) -> Arc<Counters> {

@@ -230,7 +230,7 @@ impl Queue for PipeQueue {
         true
     }
 
-    fn wake(&mut self) {
+    fn wake(&mut self, _: bool) {
         self.ends().bell.disarm();
     }
 
@@ -356,7 +356,7 @@ mod tests {
         batch.push(own.take().unwrap());
         near[0].tx(&mut batch);
         assert!(!far[0].sleep(&mut |_| panic!("a packet waits")));
-        far[0].wake();
+        far[0].wake(true);
         far[0].rx(&mut batch);
         loans.push(batch.pop_front().unwrap().finish(0));
         far[0].settle(&mut loans);

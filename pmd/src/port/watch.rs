@@ -247,8 +247,8 @@ impl<W: Watcher> Queue for WatchedQueue<W> {
         self.inner.sleep(wait)
     }
 
-    fn wake(&mut self) {
-        self.inner.wake();
+    fn wake(&mut self, rung: bool) {
+        self.inner.wake(rung);
     }
 
     fn counters(&self) -> Arc<Counters> {

@@ -286,12 +286,18 @@ impl Outbox {
     }
 
     fn settle(&mut self) {
-        let Outbox { slots, frames, carriers, loans, counters, .. } = self;
+        let Outbox { slots, frames, carriers, loans, counters, awake, .. } = self;
         let before = loans.lost();
         loans.settle(carriers, POOLS + slots.len() as u16, |desk, batch| match desk {
             0 => frames.small.settle_front(batch),
             1 => frames.large.settle_front(batch),
-            n => slots[usize::from(n - POOLS)].queue.settle(batch),
+            n => {
+                let i = usize::from(n - POOLS);
+                slots[i].queue.settle(batch);
+                if awake.wake(i) {
+                    slots[i].empty = 0;
+                }
+            }
         });
         if loans.lost() != before {
             counters.lost.add(loans.lost() - before);

@@ -320,7 +320,7 @@ impl Queue for VhostQueue {
 
     fn rest(&mut self, monitor: &mut Monitor) -> bool {
         let due = self.herald.as_ref().is_some_and(Herald::due);
-        if due || !self.done.is_empty() || self.leaving != [false; 2] {
+        if due || self.shown || !self.done.is_empty() || self.leaving != [false; 2] {
             return false;
         }
         match &self.from_guest {
@@ -347,11 +347,13 @@ impl Queue for VhostQueue {
         true
     }
 
-    fn wake(&mut self) {
-        self.door.bell().clear();
+    fn wake(&mut self, rung: bool) {
+        if rung {
+            self.door.bell().clear();
+        }
         if let Some(ring) = &mut self.from_guest {
             ring.ring.arm(false);
-            if let Some(kick) = &ring.events.kick {
+            if let Some(kick) = ring.events.kick.as_ref().filter(|_| rung) {
                 kick.clear();
             }
         }

@@ -199,8 +199,10 @@ impl Queue for UserQueue {
         true
     }
 
-    fn wake(&mut self) {
-        self.door.bell().clear();
+    fn wake(&mut self, rung: bool) {
+        if rung {
+            self.door.bell().clear();
+        }
         self.quiet();
     }
 

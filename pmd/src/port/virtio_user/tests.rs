@@ -467,7 +467,7 @@ fn a_sleeper_is_woken_by_the_first_frame() {
                 (true, true) => (raw.driver(0), raw.driver(1)) == (1 << 15, v::EVENT_DESC),
             };
             assert!(wanted, "the back-end is asked to call");
-            lab.queue.wake();
+            lab.queue.wake(true);
             lab.fill(&[header(1, Offload::default()), frame(60)].concat());
             assert!(!lab.queue.sleep(&mut |_| {}), "there is work already");
             assert_eq!(lab.receive().len(), 1);

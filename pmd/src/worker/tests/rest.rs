@@ -256,6 +256,39 @@ fn what_is_awake_or_gone_keeps_no_memory_of_a_guest() {
     assert_eq!(Arc::strong_count(&table), 1);
 }
 
+/// Keeps packets until it is told to drop them.
+struct Keep(Batch<Buf>, Arc<AtomicBool>);
+
+impl Stage for Keep {
+    fn burst(&mut self, _: QueueId, batch: &mut Batch<Buf>, _: &mut Outbox) {
+        batch.move_to(&mut self.0);
+    }
+
+    fn tick(&mut self, out: &mut Outbox) -> bool {
+        if self.1.load(Relaxed) {
+            out.drop_all(&mut self.0);
+        }
+        false
+    }
+}
+
+#[test]
+fn a_receipt_that_comes_late_wakes_its_queue() {
+    let mut worker = bare();
+    let drop = Arc::<AtomicBool>::default();
+    worker.stage = Box::new(Keep(Batch::default(), Arc::clone(&drop)));
+    let (queue, mut far) = dozer();
+    worker.attach(0, queue);
+    far.publish(1);
+    worker.turns(REST_POLLS + 1);
+    assert!(worker.resting(0) && worker.out.slots[0].queue.lent() == 1);
+    let reaps = far.seen.reaps.load(Relaxed);
+    drop.store(true, Relaxed);
+    worker.turns(2);
+    assert_eq!(worker.out.slots[0].queue.lent(), 0);
+    assert!(far.seen.reaps.load(Relaxed) > reaps, "its guest can be called");
+}
+
 /// A transmit ring over one region, or its available area and descriptors over the border of two.
 fn guest<R: Ring>(features: u64, checked: bool) -> (R, Box<dyn Queue>) {
     let map = Arc::new(Map::shared(0x8000, BASE).unwrap());
