@@ -138,6 +138,13 @@ impl Near {
         self.layout.size / self.descs
     }
 
+    /// Has buffer `i` of the ring at `at(i)` from now on.
+    pub fn scatter(&mut self, at: impl Fn(u16) -> u64) {
+        for i in 0..self.layout.size {
+            self.desc.set(2 * usize::from(i), at(i));
+        }
+    }
+
     /// Offers `n` more entries.
     #[inline(always)]
     pub fn offer(&mut self, n: u16) {

@@ -1,7 +1,13 @@
-//! What idle ports cost: nanoseconds per turn of a worker with one busy port and 0 to 256 idle ones.
+//! What ports cost a turn of their core, by how many there are.
 //!
-//! The busy port (`null`) keeps the loop from pausing and is the same in every line; the idle ones are
-//! vhost queues whose rings have nothing in them, split and packed.
+//!   idle   nanoseconds a turn with one busy port (`null`, alike in every line) and 0 to 256 idle ones:
+//!          vhost queues whose rings have nothing in them
+//!   rate   packets a second that vhost queues send back where they came from: one of 1 to 256 busy,
+//!          and all of them
+//!   cores  the same of two queues on one core, and of two on each of two cores
+//!
+//! `cargo bench -p benches --bench turn -- rate` runs one of them. In `rate` and `cores` the guests'
+//! side runs on the core of their queues, at the beginning of each turn, and is part of what is measured.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -13,61 +19,200 @@ use pmd::port::vhost::local;
 use pmd::spec::net::F_MRG_RXBUF;
 use pmd::spec::virtio::{F_RING_PACKED, F_VERSION_1};
 use pmd::vring::{AnyVring, Way};
-use pmd::worker::{Config, Outbox, QueueId, Stage, Worker};
+use pmd::worker::{Config, Outbox, QueueId, Stage, Worker, WorkerHandle};
 use pmd::{Batch, Port, Queue};
 
 const SIZE: u16 = 256;
+const BUFFER: u64 = 2048;
+/// A frame of 60 bytes behind its header.
+const SENT: u32 = 72;
 const TIME: Duration = Duration::from_millis(200);
+const RUNS: u32 = 5;
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+type Part = (&'static str, fn() -> Outcome);
+
+/// The guest's side of a queue pair: transmit and receive ring.
+struct Guest {
+    rings: [Near; 2],
+}
+
+impl Guest {
+    /// Offers again what was used.
+    fn turn(&mut self) {
+        for ring in &mut self.rings {
+            let used = ring.used(SIZE);
+            if used > 0 {
+                ring.offer(used);
+            }
+        }
+    }
+}
+
+/// A queue pair in a huge page of its own. `page`: where in it the rings begin, in pages of 4 KiB.
+fn guest(page: u64, packed: bool) -> Outcome<(Box<dyn Queue>, Guest)> {
+    let features = F_VERSION_1 | F_MRG_RXBUF | if packed { F_RING_PACKED } else { 0 };
+    let (ring, buffers) = (ring_bytes(SIZE), u64::from(SIZE) * BUFFER);
+    let start = page % 128 * 4096;
+    let end = start + 2 * (ring + buffers);
+    let (map, _) = Map::shared_or_base(end as usize, Backing::default())?;
+    let table = Table::of(map);
+    let at = |i: u64, way, len| {
+        let buffers = (start + 2 * ring + i * buffers, BUFFER, len);
+        Near::new(&table, start + i * ring, SIZE, features, way, buffers)
+    };
+    let rings = [at(0, Way::FromDriver, SENT), at(1, Way::ToDriver, BUFFER as u32)];
+    let open = |near: &Near| AnyVring::open(&near.layout, &table);
+    let queue = local("guest", features, Some(open(&rings[0])?), Some(open(&rings[1])?))?;
+    Ok((queue, Guest { rings }))
+}
+
+/// Pages as guests have them: anywhere.
+fn anywhere(i: u16) -> u64 {
+    u64::from(i).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 57
+}
+
+/// Sends packets to the queue beside the one they came from (`cross`) or back, and plays the guests.
+struct Back {
+    guests: Vec<Guest>,
+    cross: u16,
+}
+
+impl Stage for Back {
+    fn burst(&mut self, from: QueueId, batch: &mut Batch<Buf>, out: &mut Outbox) {
+        out.send_all(QueueId(from.0 ^ self.cross), batch);
+    }
+
+    fn tick(&mut self, _: &mut Outbox) -> bool {
+        self.guests.iter_mut().for_each(Guest::turn);
+        false
+    }
+}
 
 struct Drop;
 
 impl Stage for Drop {
-    fn burst(&mut self, _from: QueueId, batch: &mut Batch<Buf>, out: &mut Outbox) {
+    fn burst(&mut self, _: QueueId, batch: &mut Batch<Buf>, out: &mut Outbox) {
         out.drop_all(batch);
     }
 }
 
-/// An idle queue pair, and the driver's side that keeps its memory.
-fn idle(packed: bool) -> Result<Box<dyn Queue>, Box<dyn Error>> {
-    let features = F_VERSION_1 | F_MRG_RXBUF | if packed { F_RING_PACKED } else { 0 };
-    let (map, _) = Map::shared_or_base(2 * ring_bytes(SIZE) as usize, Backing::default())?;
-    let table = Table::of(map);
-    let ring = |at, way| {
-        let near = Near::new(&table, at, SIZE, features, way, (0, 0, 64));
-        AnyVring::open(&near.layout, &table)
+/// The least time that one of a count took, in several runs of [`TIME`], in nanoseconds.
+fn least(mut count: impl FnMut() -> u64) -> f64 {
+    std::thread::sleep(TIME / 4);
+    let run = |_| {
+        let (before, since) = (count(), Instant::now());
+        std::thread::sleep(TIME);
+        since.elapsed().as_nanos() as f64 / (count() - before) as f64
     };
-    let (from, to) = (ring(0, Way::FromDriver)?, ring(ring_bytes(SIZE), Way::ToDriver)?);
-    Ok(local("idle", features, Some(from), Some(to))?)
+    (0..RUNS).map(run).fold(f64::MAX, f64::min)
 }
 
-/// Nanoseconds per turn with `n` idle ports: the least of five runs.
-fn measure(n: u16, packed: bool) -> Result<f64, Box<dyn Error>> {
+/// Nanoseconds a turn with `n` idle ports.
+fn turn(n: u16, packed: bool, page: fn(u16) -> u64) -> Outcome<f64> {
     let worker = Worker::spawn(Config { core: Some(0), ..Config::default() }, Box::new(Drop))?;
     let mut busy = Null::new("busy", null::Config::default())?;
     worker.attach(QueueId(0), busy.start(1)?.pop().ok_or("no queue")?)?;
+    let mut guests = Vec::new();
     for i in 0..n {
-        worker.attach(QueueId(i + 1), idle(packed)?)?;
+        let (queue, guest) = guest(page(i), packed)?;
+        worker.attach(QueueId(i + 1), queue)?;
+        guests.push(guest);
     }
     worker.start()?;
-    std::thread::sleep(TIME / 4);
-    let mut best = f64::MAX;
-    for _ in 0..5 {
-        let (turns, since) = (worker.counters().turns.get(), Instant::now());
-        std::thread::sleep(TIME);
-        let turns = worker.counters().turns.get() - turns;
-        best = best.min(since.elapsed().as_nanos() as f64 / turns as f64);
-    }
+    let best = least(|| worker.counters().turns.get());
     worker.stop(Duration::from_secs(1))?;
     Ok(best)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    println!("{:>5}  {:>22}  {:>22}", "idle", "split: ns/turn ns/port", "packed: ns/turn ns/port");
-    let base = measure(0, false)?;
+fn idle() -> Outcome {
+    println!("\nidle ports: ns a turn, ns for each");
+    println!("{:>5}  {:>16}  {:>16}  {:>22}", "idle", "split", "packed", "split, all at one place");
+    let base = turn(0, false, anywhere)?;
     for n in [0, 1, 4, 16, 64, 256] {
-        let (split, packed) = (measure(n, false)?, measure(n, true)?);
         let each = |turn: f64| if n == 0 { 0.0 } else { (turn - base) / f64::from(n) };
-        println!("{n:>5}  {split:>14.1} {:>7.2}  {packed:>15.1} {:>7.2}", each(split), each(packed));
+        let (split, packed) = (turn(n, false, anywhere)?, turn(n, true, anywhere)?);
+        let place = turn(n, false, |_| 0)?;
+        println!(
+            "{n:>5}  {split:>9.1} {:>6.2}  {packed:>9.1} {:>6.2}  {place:>15.1} {:>6.2}",
+            each(split),
+            each(packed),
+            each(place)
+        );
+    }
+    Ok(())
+}
+
+/// A worker whose first `busy` of `n` queues send packets back (or across), and those queues' ids.
+fn looping(core: usize, (busy, n): (u16, u16), packed: bool, cross: u16) -> Outcome<WorkerHandle> {
+    let (mut queues, mut busy_guests, mut idle_guests) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..n {
+        let (queue, mut guest) = guest(anywhere(i), packed)?;
+        queues.push(queue);
+        if i < busy {
+            guest.rings.iter_mut().for_each(|ring| ring.offer(SIZE));
+            busy_guests.push(guest);
+        } else {
+            idle_guests.push(guest);
+        }
+    }
+    let stage = Back { guests: busy_guests, cross };
+    let worker = Worker::spawn(Config { core: Some(core), ..Config::default() }, Box::new(stage))?;
+    for (i, queue) in (0..).zip(queues) {
+        worker.attach(QueueId(i), queue)?;
+    }
+    Ok(worker)
+}
+
+fn sent(worker: &WorkerHandle) -> u64 {
+    (0..256).filter_map(|i| worker.stream(QueueId(i))).map(|stream| stream.tx_packets.get()).sum()
+}
+
+/// Nanoseconds a packet.
+fn packet(workers: Vec<WorkerHandle>) -> Outcome<f64> {
+    workers.iter().try_for_each(WorkerHandle::start)?;
+    let best = least(|| workers.iter().map(sent).sum());
+    for worker in workers {
+        worker.stop(Duration::from_secs(1))?;
+    }
+    Ok(best)
+}
+
+fn rate() -> Outcome {
+    println!("\nframes of 60 bytes sent back: ns a packet, Mpps");
+    println!(
+        "{:>5}  {:>16}  {:>16}  {:>16}  {:>16}",
+        "ports", "split, 1 busy", "all", "packed, 1 busy", "all"
+    );
+    for n in [1, 16, 64, 256] {
+        print!("{n:>5}");
+        for (busy, packed) in [(1, false), (n, false), (1, true), (n, true)] {
+            let ns = packet(vec![looping(0, (busy, n), packed, 0)?])?;
+            print!("  {ns:>9.1} {:>6.2}", 1e3 / ns);
+        }
+        println!();
+    }
+    Ok(())
+}
+
+fn cores() -> Outcome {
+    println!("\ntwo queues a core, packets across: Mpps");
+    println!("{:>6}  {:>8}  {:>9}  {:>5}", "", "one core", "two cores", "ratio");
+    for (name, packed) in [("split", false), ("packed", true)] {
+        let one = packet(vec![looping(0, (2, 2), packed, 1)?])?;
+        let two = packet(vec![looping(0, (2, 2), packed, 1)?, looping(1, (2, 2), packed, 1)?])?;
+        println!("{name:>6}  {:>8.2}  {:>9.2}  {:>5.2}", 1e3 / one, 1e3 / two, one / two);
+    }
+    Ok(())
+}
+
+fn main() -> Outcome {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let parts: [Part; 3] = [("idle", idle), ("rate", rate), ("cores", cores)];
+    for (name, part) in parts {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            part()?;
+        }
     }
     Ok(())
 }

@@ -480,18 +480,15 @@ impl Lender {
         if let Some(at) = self.span.get().locate(gpa, len) {
             return Ok(at);
         }
-        let span = self.look_up(gpa).ok_or(OutOfRange { gpa, len: len.into() })?;
-        span.locate(gpa, len).ok_or(OutOfRange { gpa, len: len.into() })
+        let (span, at) = self.look_up(gpa, len).ok_or(OutOfRange { gpa, len: len.into() })?;
+        self.span.set(span);
+        Ok(at)
     }
 
-    /// Finds the region of an address and keeps it for the next.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn look_up(&self, gpa: u64) -> Option<Span> {
-        let region = self.table.find(gpa)?;
-        let span = Span { start: region.gpa, size: region.len, base: region.va() };
-        self.span.set(span);
-        Some(span)
+    /// Finds the region of some bytes, to be kept for the next, and their address.
+    #[inline(always)]
+    pub(crate) fn look_up(&self, gpa: u64, len: u32) -> Option<(Span, NonNull<u8>)> {
+        self.table.find_with(gpa, len)
     }
 }
 

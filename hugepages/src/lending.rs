@@ -24,9 +24,8 @@ impl Lender {
             let at = match span.locate(gpa, len) {
                 Some(at) => at,
                 None => {
-                    let Some(other) = self.look_up(gpa) else { break };
+                    let Some((other, at)) = self.look_up(gpa, len) else { break };
                     span = other;
-                    let Some(at) = span.locate(gpa, len) else { break };
                     at
                 }
             };
@@ -45,6 +44,7 @@ impl Lender {
             slot.write(buf);
             n += 1;
         }
+        self.span.set(span);
         self.count_out(n);
         // SAFETY: the loop has filled the first n of the free slots.
         unsafe { out.grow(n) };

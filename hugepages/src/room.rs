@@ -36,8 +36,9 @@ impl<'a> Reach<'a> {
         let at = match self.span.locate(gpa, len) {
             Some(at) => at,
             None => {
-                self.span = self.lender.look_up(gpa)?;
-                self.span.locate(gpa, len)?
+                let (span, at) = self.lender.look_up(gpa, len)?;
+                self.span = span;
+                at
             }
         };
         Some(Room { at, len, lender: PhantomData })

@@ -68,6 +68,11 @@ pub(crate) struct Span {
     pub(crate) base: NonNull<u8>,
 }
 
+// SAFETY: an address and numbers; who goes to the address keeps the mapping alive.
+unsafe impl Send for Span {}
+// SAFETY: as above.
+unsafe impl Sync for Span {}
+
 impl Span {
     /// The address of `len` bytes that lie in it.
     #[inline(always)]
@@ -87,7 +92,18 @@ impl Span {
 pub struct Table {
     /// Sorted by guest address, without overlap.
     regions: Box<[Region]>,
+    /// The same regions.
+    spans: Box<[Span]>,
+    /// The guest addresses from `low`, where the first region begins, to the end of the last, in equal
+    /// parts of `1 << shift` bytes: for each the first region that goes on past its beginning.
+    parts: Box<[u16]>,
+    low: u64,
+    shift: u32,
 }
+
+/// Most parts that the addresses of a table are divided into, to find a region at once: one of 512 regions
+/// of the same size and alignment shares its parts with no other, or with one.
+const MAX_PARTS: u64 = 4096;
 
 impl Table {
     /// Makes a table of regions in any order.
@@ -116,14 +132,34 @@ impl Table {
                 return Err(TableError::Overlap(pair[0].gpa, pair[1].gpa));
             }
         }
-        Ok(Table { regions: regions.into() })
+        Ok(Table::indexed(regions.into()))
+    }
+
+    /// Regions in order, checked.
+    fn indexed(regions: Box<[Region]>) -> Table {
+        let span = |r: &Region| Span { start: r.gpa, size: r.len, base: r.va() };
+        let low = regions.first().map_or(0, |r| r.gpa);
+        let size = regions.last().map_or(0, |r| r.gpa + r.len - low);
+        let mut shift = PageSize::Base.bytes().ilog2();
+        while size.div_ceil(1 << shift) > MAX_PARTS {
+            shift += 1;
+        }
+        let mut first = 0;
+        let first_past = |part: u64| {
+            while regions[first].gpa - low + regions[first].len <= part << shift {
+                first += 1;
+            }
+            first as u16
+        };
+        let parts = (0..size.div_ceil(1 << shift)).map(first_past).collect();
+        Table { spans: regions.iter().map(span).collect(), regions, parts, low, shift }
     }
 
     /// A table of one mapping, guest address 0 at its first byte: memory of our own.
     pub fn of(map: Map) -> Arc<Table> {
         let (len, user) = (map.len() as u64, map.address());
         let region = Region { gpa: 0, len, user, map: Arc::new(map), at: 0 };
-        Arc::new(Table { regions: Box::new([region]) })
+        Arc::new(Table::indexed(Box::new([region])))
     }
 
     /// The regions, by guest address.
@@ -145,29 +181,52 @@ impl Table {
 
     /// How many bytes from `gpa` on lie in one region; 0 when `gpa` is not guest memory.
     pub fn contiguous(&self, gpa: u64) -> u64 {
-        self.find(gpa).map_or(0, |r| r.len - (gpa - r.gpa))
+        self.find(gpa).map_or(0, |span| span.size - (gpa - span.start))
     }
 
     /// The address of `len` bytes that lie in one region.
     pub(crate) fn translate(&self, gpa: u64, len: u64) -> Result<NonNull<u8>, OutOfRange> {
-        let region = self.find(gpa).ok_or(OutOfRange { gpa, len })?;
-        let at = gpa - region.gpa;
-        if len > region.len - at {
+        let span = self.find(gpa).ok_or(OutOfRange { gpa, len })?;
+        let at = gpa - span.start;
+        if len > span.size - at {
             return Err(OutOfRange { gpa, len });
         }
-        // SAFETY: at < region.len, and the region lies inside its mapping.
-        Ok(unsafe { region.va().add(at as usize) })
+        // SAFETY: at < span.size, and the region lies inside its mapping.
+        Ok(unsafe { span.base.add(at as usize) })
     }
 
-    pub(crate) fn find(&self, gpa: u64) -> Option<&Region> {
-        let after = self.regions.partition_point(|r| r.gpa <= gpa);
-        let region = self.regions.get(after.checked_sub(1)?)?;
-        (gpa - region.gpa < region.len).then_some(region)
+    /// The region that an address lies in.
+    pub(crate) fn find(&self, gpa: u64) -> Option<Span> {
+        self.find_with(gpa, 0).map(|(span, _)| span)
+    }
+
+    /// The region that `len` bytes lie in, and their address.
+    #[inline(always)]
+    pub(crate) fn find_with(&self, gpa: u64, len: u32) -> Option<(Span, NonNull<u8>)> {
+        let part = usize::try_from(gpa.wrapping_sub(self.low) >> self.shift).ok()?;
+        let i = usize::from(*self.parts.get(part)?);
+        let span = self.spans.get(i)?;
+        match span.locate(gpa, len) {
+            Some(at) => Some((*span, at)),
+            None => self.find_behind(i, gpa, len),
+        }
+    }
+
+    /// The same in a part where several regions are, the first of them number `i`.
+    #[cold]
+    #[inline(never)]
+    fn find_behind(&self, i: usize, gpa: u64, len: u32) -> Option<(Span, NonNull<u8>)> {
+        let behind = &self.spans[i..];
+        let after = behind.partition_point(|span| span.start <= gpa);
+        let span = behind[after.checked_sub(1)?];
+        Some((span, span.locate(gpa, len)?))
     }
 }
 
 #[cfg(all(test, not(miri)))]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::map::Backing;
     use crate::window::Words;
@@ -209,6 +268,46 @@ mod tests {
         assert_eq!((table.contiguous(start + 5), table.contiguous(start - 1)), (PAGE - 5, 0));
         assert_eq!(table.gpa_of((1 << 40) + start + 7), Some(start + 7));
         assert_eq!(table.gpa_of(start), None);
+    }
+
+    proptest! {
+        /// Regions anywhere: all in one part of the address space and some far off, or evenly.
+        #[test]
+        fn every_address_is_found_where_it_is(
+            low in prop_oneof![Just(0), 0..1u64 << 40, Just((u64::MAX >> 12) - 20_000)],
+            gaps in proptest::collection::vec((0..20u64, 1..4u64), 0..MAX_REGIONS),
+            far in proptest::option::of(1..1u64 << 20),
+        ) {
+            let map = map(4);
+            let region = |page: u64, pages| {
+                Region { gpa: page * PAGE, len: pages * PAGE, user: 0, map: Arc::clone(&map), at: 0 }
+            };
+            let (mut page, mut regions) = (low, Vec::new());
+            for (gap, pages) in gaps {
+                page += gap;
+                regions.push(region(page, pages));
+                page += pages;
+            }
+            if let Some(far) = far.filter(|far| page + far < u64::MAX >> 12) {
+                regions.push(region(page + far, 1));
+            }
+            let known = regions.clone();
+            let table = Table::new(regions).unwrap();
+            let edges = known.iter().flat_map(|r| [r.gpa, r.gpa + r.len]);
+            for edge in edges.chain([0, u64::MAX, low * PAGE]) {
+                for gpa in [edge.wrapping_sub(1), edge, edge.wrapping_add(1)] {
+                    let inside = known.iter().find(|r| gpa >= r.gpa && gpa - r.gpa < r.len);
+                    prop_assert_eq!(table.find(gpa).map(|s| (s.start, s.size)), inside.map(|r| (r.gpa, r.len)));
+                    let run = inside.map_or(0, |r| r.len - (gpa - r.gpa));
+                    prop_assert_eq!(table.contiguous(gpa), run);
+                    for len in [run as u32, run as u32 + 1] {
+                        let found = table.find_with(gpa, len).map(|(_, at)| at.as_ptr() as u64);
+                        let there = inside.map(|r| r.map.address() + (gpa - r.gpa));
+                        prop_assert_eq!(found, there.filter(|_| u64::from(len) <= run));
+                    }
+                }
+            }
+        }
     }
 
     #[test]
