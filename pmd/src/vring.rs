@@ -1,8 +1,8 @@
 //! A ring, seen from the device: lends chains, takes receipts, publishes used elements.
 //!
 //! [`Vring`] is what both layouts share. The layouts ([`split`], [`packed`]) know where descriptors and
-//! used elements lie; [`access`] knows how their memory is reached; [`walk`] goes through a chain;
-//! [`ledger`] keeps what is out under each head, and order.
+//! used elements lie; [`access`] knows how their memory is reached; `walk` goes through a chain;
+//! `ledger` keeps what is out under each head, and order.
 
 pub mod access;
 pub mod driver;
