@@ -56,6 +56,9 @@ pub struct Config {
     pub checksum: bool,
     /// Offers packets to be segmented, both ways; needs `checksum`.
     pub segmentation: bool,
+    /// Offers to reset one ring while others go on. Only for front-ends that pass such a reset on, as
+    /// GET_VRING_BASE: QEMU's vhost-user-net offers it to its guest and does not.
+    pub ring_reset: bool,
     /// Largest MTU a front-end may set, and the one in the configuration space.
     pub mtu: Option<u16>,
     /// Reaches ring metadata through mapped windows where it can; otherwise always by the checked path.
@@ -75,6 +78,7 @@ impl Config {
             mergeable: true,
             checksum: true,
             segmentation: true,
+            ring_reset: false,
             mtu: None,
             mapped: true,
             mac: None,
@@ -90,11 +94,15 @@ impl Config {
             | v::F_EVENT_IDX
             | net::F_MQ
             | net::F_MTU
+            | net::F_MAC
+            | net::F_STATUS
+            | net::F_SPEED_DUPLEX
             | net::F_GUEST_ANNOUNCE;
         let mut offer = |wanted: bool, bits: u64| features |= if wanted { bits } else { 0 };
         offer(self.packed, v::F_RING_PACKED);
         offer(self.in_order, v::F_IN_ORDER);
         offer(self.mergeable, net::F_MRG_RXBUF);
+        offer(self.ring_reset, v::F_RING_RESET);
         offer(self.checksum, net::F_CSUM | net::F_GUEST_CSUM);
         let segments = self.checksum && self.segmentation;
         offer(segments, net::F_HOST_TSO4 | net::F_HOST_TSO6 | net::F_HOST_ECN | net::F_HOST_USO);

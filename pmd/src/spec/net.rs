@@ -6,6 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const F_CSUM: u64 = 1 << 0;
 /// §5.1.3 bit 1: the driver takes frames with partial checksums.
 pub const F_GUEST_CSUM: u64 = 1 << 1;
+/// §5.1.3 bit 2: the driver can turn its offloads on and off ([`ctrl::GUEST_OFFLOADS`]).
+pub const F_CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
 /// §5.1.3 bit 3: the device reports its largest MTU.
 pub const F_MTU: u64 = 1 << 3;
 /// §5.1.3 bit 5: the device has a MAC address.
@@ -32,16 +34,73 @@ pub const F_MRG_RXBUF: u64 = 1 << 15;
 pub const F_STATUS: u64 = 1 << 16;
 /// §5.1.3 bit 17: control queue.
 pub const F_CTRL_VQ: u64 = 1 << 17;
+/// §5.1.3 bit 18: receive modes ([`ctrl::RX`]).
+pub const F_CTRL_RX: u64 = 1 << 18;
+/// §5.1.3 bit 19: VLAN filter ([`ctrl::VLAN`]).
+pub const F_CTRL_VLAN: u64 = 1 << 19;
+/// §5.1.3 bit 20: further receive modes.
+pub const F_CTRL_RX_EXTRA: u64 = 1 << 20;
 /// §5.1.3 bit 21: the driver can announce itself.
 pub const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 /// §5.1.3 bit 22: several queue pairs.
 pub const F_MQ: u64 = 1 << 22;
+/// §5.1.3 bit 23: the driver can set its address ([`ctrl::MAC_ADDR_SET`]).
+pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
+/// §5.1.3 bit 52: moderation of calls, by ring ([`ctrl::NOTF_COAL`]).
+pub const F_VQ_NOTF_COAL: u64 = 1 << 52;
+/// §5.1.3 bit 53: moderation of calls, all receive or all transmit rings.
+pub const F_NOTF_COAL: u64 = 1 << 53;
 /// §5.1.3 bit 54: the driver takes USO for IPv4.
 pub const F_GUEST_USO4: u64 = 1 << 54;
 /// §5.1.3 bit 55: the driver takes USO for IPv6.
 pub const F_GUEST_USO6: u64 = 1 << 55;
 /// §5.1.3 bit 56: the device takes USO.
 pub const F_HOST_USO: u64 = 1 << 56;
+/// §5.1.3 bit 63: the configuration has speed and duplex.
+pub const F_SPEED_DUPLEX: u64 = 1 << 63;
+
+/// What a driver can take, and turn off again with [`ctrl::GUEST_OFFLOADS`] (§5.1.6.5.6.1).
+pub const GUEST_OFFLOADS: u64 =
+    F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN | F_GUEST_UFO | F_GUEST_USO4 | F_GUEST_USO6;
+
+/// §5.1.6.5: classes of the control queue, and the commands of each.
+#[allow(missing_docs)]
+pub mod ctrl {
+    pub const OK: u8 = 0;
+    pub const ERR: u8 = 1;
+
+    /// §5.1.6.5.1.
+    pub const RX: u8 = 0;
+    pub const RX_PROMISC: u8 = 0;
+    pub const RX_ALLMULTI: u8 = 1;
+    pub const RX_ALLUNI: u8 = 2;
+    pub const RX_NOMULTI: u8 = 3;
+    pub const RX_NOUNI: u8 = 4;
+    pub const RX_NOBCAST: u8 = 5;
+    /// §5.1.6.5.2.
+    pub const MAC: u8 = 1;
+    pub const MAC_TABLE_SET: u8 = 0;
+    pub const MAC_ADDR_SET: u8 = 1;
+    /// §5.1.6.5.3.
+    pub const VLAN: u8 = 2;
+    pub const VLAN_ADD: u8 = 0;
+    pub const VLAN_DEL: u8 = 1;
+    /// §5.1.6.5.4.
+    pub const ANNOUNCE: u8 = 3;
+    pub const ANNOUNCE_ACK: u8 = 0;
+    /// §5.1.6.5.5.
+    pub const MQ: u8 = 4;
+    pub const MQ_VQ_PAIRS_SET: u8 = 0;
+    /// §5.1.6.5.6.1.
+    pub const GUEST_OFFLOADS: u8 = 5;
+    pub const GUEST_OFFLOADS_SET: u8 = 0;
+    /// §5.1.6.5.9.
+    pub const NOTF_COAL: u8 = 6;
+    pub const NOTF_COAL_TX_SET: u8 = 0;
+    pub const NOTF_COAL_RX_SET: u8 = 1;
+    pub const NOTF_COAL_VQ_SET: u8 = 2;
+    pub const NOTF_COAL_VQ_GET: u8 = 3;
+}
 
 /// §5.1.6: `flags`: the checksum at `csum_start + csum_offset` is to be completed.
 pub const HDR_F_NEEDS_CSUM: u8 = 1;
@@ -82,9 +141,9 @@ pub struct NetConfig {
     pub max_queue_pairs: u16,
     /// Largest MTU ([`F_MTU`]).
     pub mtu: u16,
-    /// Speed, Mbit/s.
+    /// Speed, Mbit/s; all ones: unknown ([`F_SPEED_DUPLEX`]).
     pub speed: u32,
-    /// 1 full duplex.
+    /// 1 full duplex; 0xff: unknown.
     pub duplex: u8,
     /// RSS key size, indirection length and hash types; not offered: zero.
     pub rss: [u8; 7],

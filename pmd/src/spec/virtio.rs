@@ -40,6 +40,8 @@ pub const F_ACCESS_PLATFORM: u64 = 1 << 33;
 pub const F_RING_PACKED: u64 = 1 << 34;
 /// §6, bit 35: buffers are used in the order in which they were made available.
 pub const F_IN_ORDER: u64 = 1 << 35;
+/// §6, bit 40: a ring can be reset by itself.
+pub const F_RING_RESET: u64 = 1 << 40;
 /// Bit 27, legacy: any framing of the header and the data.
 pub const F_ANY_LAYOUT: u64 = 1 << 27;
 /// Bit 24, legacy: notify when the ring runs empty even if notification is off.

@@ -195,18 +195,22 @@ impl<R: Ring> Guest<R> {
 
     /// Describes and starts a ring at `base`, with its areas moved by `off`.
     fn start_ring(&mut self, ring: usize, base: u16, off: u64) -> vhost::Result<()> {
+        self.start_ring_of(ring, NUM, base, off)
+    }
+
+    fn start_ring_of(&mut self, ring: usize, size: u16, base: u16, off: u64) -> vhost::Result<()> {
         let user = |gpa: u64| (gpa - GUEST + USER).wrapping_add(off);
         let areas = &self.areas[ring];
         let config = VringConfigData {
             queue_max_size: NUM,
-            queue_size: NUM,
+            queue_size: size,
             flags: 0,
             desc_table_addr: user(areas.desc),
             used_ring_addr: user(areas.device),
             avail_ring_addr: user(areas.driver),
             log_addr: None,
         };
-        self.front.set_vring_num(ring, NUM)?;
+        self.front.set_vring_num(ring, size)?;
         self.front.set_vring_base(ring, base)?;
         self.front.set_vring_addr(ring, &config)?;
         self.front.set_vring_call(ring, &self.call)?;
@@ -447,6 +451,56 @@ fn a_guest_at_fault_may_reset_its_device() {
     guest.ping(1000);
     drop(guest);
     stage.port.stop(core.stop()).unwrap();
+}
+
+/// virtio 1.3 §2.6.1: one ring is reset with frames in it, again and again, while the other goes on; then
+/// it begins anew, of another size and elsewhere.
+fn one_ring_is_reset_under_traffic<R: Ring>(name: &str, features: u64) {
+    let features = features | v::F_RING_RESET;
+    let mut stage = Stage::new(name, |config| config.ring_reset = true);
+    let core = Core::run(stage.port.start(1).unwrap());
+    let mut guest = Guest::<R>::connect(&stage, name, features);
+    guest.start();
+    for round in 0..40 {
+        // Frames are on their way through the ring that is reset, and for it.
+        for _ in 0..30 {
+            guest.send();
+        }
+        let areas = &guest.areas[0];
+        guest.front.get_vring_base(0).unwrap();
+        let before = stage.port.stats()[0].rx_packets;
+        let moved = Areas::at(areas.desc ^ (1 << 16), NUM >> (round % 3), features, 0);
+        guest.areas[0] = moved;
+        guest.receive = R::open(&moved, &guest.table).unwrap();
+        for _ in 0..10 {
+            guest.send();
+        }
+        let sent = guest.sent;
+        eventually("the other ring goes on", || stage.port.stats()[0].rx_packets == sent);
+        assert!(sent > before || round == 0);
+        let size = moved.size;
+        guest.call = event();
+        guest.start_ring_of(0, size, guest.fresh(), 0).unwrap();
+        eventually("its queue has taken it in", || guest.call.read().is_ok());
+        // What was sent meanwhile is lost: nobody offered room for it.
+        guest.got = guest.sent;
+        for i in 0..u64::from(size) {
+            guest.post(GUEST + FRAMES + i * FRAME);
+        }
+        guest.ping(u64::from(size));
+    }
+    drop(guest);
+    stage.port.stop(core.stop()).unwrap();
+}
+
+#[test]
+fn one_ring_is_reset_under_traffic_split() {
+    one_ring_is_reset_under_traffic::<Split>("ring-reset-split", SPLIT);
+}
+
+#[test]
+fn one_ring_is_reset_under_traffic_packed() {
+    one_ring_is_reset_under_traffic::<Packed>("ring-reset-packed", PACKED);
 }
 
 #[test]
