@@ -6,8 +6,8 @@
 mod imp {
     use std::arch::asm;
 
-    /// Past this, `rep movsb` is as fast as vector moves and shorter.
-    const REP: usize = 1024;
+    /// Past this, wide moves pay for the call.
+    const LONG: usize = 512;
 
     /// # Safety
     /// Both ranges of `n` bytes are mapped; any other party may read or write them meanwhile.
@@ -17,8 +17,8 @@ mod imp {
         // overlap each other, never the ends.
         unsafe {
             if n >= 16 {
-                if n > REP {
-                    return rep(src, dst, n);
+                if n > LONG {
+                    return long(src, dst, n);
                 }
                 let mut at = 0;
                 while n - at > 64 {
@@ -47,6 +47,57 @@ mod imp {
             } else if n == 1 {
                 rep(src, dst, 1);
             }
+        }
+    }
+
+    /// # Safety
+    /// As for [`bytes`]; `n` is at least 160.
+    #[inline(never)]
+    unsafe fn long(src: *const u8, dst: *mut u8, n: usize) {
+        // SAFETY: the caller's promise; the processor has what `wide` needs.
+        unsafe { if std::is_x86_feature_detected!("avx") { wide(src, dst, n) } else { rep(src, dst, n) } }
+    }
+
+    /// Stores are aligned, which wins a tenth; the first 32 and the last 128 bytes are moved at any place.
+    ///
+    /// # Safety
+    /// As for [`bytes`]; `n` is at least 160.
+    #[target_feature(enable = "avx")]
+    unsafe fn wide(src: *const u8, dst: *mut u8, n: usize) {
+        // SAFETY: `at` begins at 1 to 32, so that what `move32` skipped is none; `at + 128 <= n` in the loop.
+        unsafe {
+            move32(src, dst);
+            let mut at = 32 - (dst.addr() & 31);
+            while n - at > 128 {
+                move128(src.add(at), dst.add(at));
+                at += 128;
+            }
+            move128(src.add(n - 128), dst.add(n - 128));
+            asm!("vzeroupper", options(nomem, nostack, preserves_flags));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn move128(src: *const u8, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "vmovups {a}, [{s}]", "vmovups {b}, [{s} + 32]", "vmovups {c}, [{s} + 64]", "vmovups {e}, [{s} + 96]",
+                "vmovups [{d}], {a}", "vmovups [{d} + 32], {b}", "vmovups [{d} + 64], {c}", "vmovups [{d} + 96], {e}",
+                s = in(reg) src, d = in(reg) dst, a = out(ymm_reg) _, b = out(ymm_reg) _, c = out(ymm_reg) _,
+                e = out(ymm_reg) _, options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn move32(src: *const u8, dst: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("vmovups {a}, [{s}]", "vmovups [{d}], {a}", s = in(reg) src, d = in(reg) dst, a = out(ymm_reg) _,
+                options(nostack, preserves_flags));
         }
     }
 

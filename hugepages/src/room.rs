@@ -54,6 +54,42 @@ impl Room<'_> {
         copy::prefetch_write(self.at.as_ptr().wrapping_add(64));
     }
 
+    /// Bytes in it.
+    #[inline(always)]
+    #[expect(clippy::len_without_is_empty, reason = "a room of no bytes is a room")]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Copies up to `len` bytes of `from`, from its byte `off` on, to byte `at`; how many fitted.
+    #[inline(always)]
+    pub fn copy_part(&self, at: u32, from: &Buf, off: u32, len: u32) -> u32 {
+        let n = len.min(from.len.saturating_sub(off)).min(self.len.saturating_sub(at));
+        if n > 0 {
+            // SAFETY: n bytes fit both ranges after their offsets; the lender's table keeps the room
+            // mapped.
+            unsafe {
+                copy::bytes(
+                    from.at.as_ptr().add(off as usize),
+                    self.at.as_ptr().add(at as usize),
+                    n as usize,
+                );
+            }
+        }
+        n
+    }
+
+    /// Writes `bytes` to its front; `false`, and nothing is, unless they fit.
+    #[inline(always)]
+    pub fn write(&self, bytes: &[u8]) -> bool {
+        let fits = bytes.len() <= self.len as usize;
+        if fits {
+            // SAFETY: they fit the room, which the lender's table keeps mapped.
+            unsafe { copy::bytes(bytes.as_ptr(), self.at.as_ptr(), bytes.len()) };
+        }
+        fits
+    }
+
     /// Copies a packet of one buffer behind a header of `HEADER` bytes: 8, then 4 (`HEADER` is 12) or the
     /// first 2 of these (10). The bytes written; `None`, and nothing is, unless the packet has that one
     /// buffer, with bytes in it, and fits.

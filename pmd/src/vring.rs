@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod driver;
+mod fill;
 mod ledger;
 pub mod log;
 pub mod notify;
@@ -20,12 +21,13 @@ mod walk;
 use std::ops::Range;
 use std::sync::Arc;
 
-use hugepages::{Buf, Lender, Loan, Monitor, OutOfRange, Private, Room, Table};
+use hugepages::{Buf, Lender, Loan, Monitor, OutOfRange, Private, Table};
 
 use crate::batch::Batch;
 use crate::spec::virtio as v;
 use crate::with_ring;
 pub use access::{Access, Checked, Mapped};
+pub use fill::Rooms;
 use ledger::Ledger;
 use log::Written;
 pub use packed::Packed;
@@ -404,50 +406,6 @@ impl<L: Layout> Vring<L> {
             bytes -= u64::from(singles[n].len);
         }
         (n, bytes)
-    }
-
-    /// Fills up to `most` chains of one buffer each at once, none of which becomes a loan: `fill` writes
-    /// to each and says how many bytes; `None`: it did not, and that is the last one. How many were
-    /// filled; there may be more of them. Of a ring to the driver of which nothing is out.
-    #[inline(always)]
-    pub fn fill_simple(&mut self, most: usize, mut fill: impl FnMut(Room<'_>) -> Option<u32>) -> usize {
-        if !self.plain || self.rules.way != Way::ToDriver || self.lender.out() > 0 {
-            return 0;
-        }
-        if self.ahead.start == self.ahead.end {
-            self.look_ahead(most);
-        }
-        let Vring { layout, lender, singles, ahead, used, .. } = self;
-        let mut reach = lender.reach();
-        let mut n = 0;
-        let singles = &singles[ahead.clone()];
-        for (single, used) in singles.iter().zip(used[..most.min(RUN)].iter_mut()) {
-            let Some(written) = reach.room(single.addr, single.len).and_then(&mut fill) else { break };
-            *used = L::used(single.id, 1, written);
-            n += 1;
-        }
-        layout.take(n);
-        layout.push(&used[..n]);
-        ahead.start += n;
-        if ahead.start == ahead.end {
-            // The lines of the next chains come while something else is done.
-            self.look_ahead(most);
-        }
-        n
-    }
-
-    /// Looks at the next chains to be filled and asks the cache for their first lines.
-    #[inline(always)]
-    fn look_ahead(&mut self, most: usize) {
-        let seen = self.layout.look(v::DESC_F_WRITE, &mut self.singles[..most.min(RUN)]);
-        let mut reach = self.lender.reach();
-        for single in &self.singles[..seen] {
-            self.reuse.room(single.addr);
-            if let Some(room) = reach.room(single.addr, single.len) {
-                room.prefetch();
-            }
-        }
-        self.ahead = 0..seen;
     }
 
     /// Takes its own receipts from the front of `loans`, up to the first that is another's.

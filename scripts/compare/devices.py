@@ -91,7 +91,8 @@ class Dpdk(Testpmd):
 
     def launch(self, ports, options, frame, core):
         if frame > 2048 - 128:
-            options = options + [f"--mbuf-size={BIG}", "--total-num-mbufs=8192"]
+            # In front: --txpkts is refused when no mbuf holds so much by then.
+            options = [f"--mbuf-size={BIG}", "--total-num-mbufs=8192"] + options
         return testpmd.dpdk("device", ports, options, core, eal=["--force-max-simd-bitwidth=512"], file=self.file)
 
 

@@ -11,7 +11,7 @@ use pmd::vring::{AnyVring, Way};
 use pmd::{Batch, Queue};
 use zerocopy::IntoBytes;
 
-use crate::rig::{DATA, FORMS, Form, Guest, Rig};
+use crate::rig::{DATA, FORMS, Form, Guest, MEMORY, Rig};
 
 const SIZE: u16 = 256;
 
@@ -349,6 +349,74 @@ fn t11_receive_buffers_shorter_than_the_frame() {
             let frames = [frame(90, 1)];
             assert_eq!(deliver(&mut vm, &frames), 1);
             assert_eq!(received(&mut vm, &mut posted), frames);
+        }
+    }
+}
+
+#[test]
+fn t11_frames_of_any_length_over_receive_buffers_of_any_length() {
+    for form in FORMS {
+        for features in FEATURES.into_iter().filter(|f| f & net::F_MRG_RXBUF != 0) {
+            let mut vm = Vm::new(form, features);
+            let mut random = 7u32;
+            let mut next = |most: u32| {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                1 + (random >> 8) % most
+            };
+            for lap in 0..60 {
+                let longest = [300, 2000, 5000][lap % 3];
+                let mut posted: Vec<_> = (0..100).map(|_| vm.post(&[next(longest)])).collect();
+                let frames: Vec<_> = (0..4).map(|i| frame(next(4 * longest) as usize, lap + i)).collect();
+                let taken = deliver(&mut vm, &frames);
+                assert_eq!(received(&mut vm, &mut posted), frames[..taken], "lap {lap} in {form:?}");
+                // What no frame was put into serves the next lap's.
+                let rest = frame(100, lap);
+                while deliver(&mut vm, std::slice::from_ref(&rest)) == 1 {
+                    assert_eq!(received(&mut vm, &mut posted), std::slice::from_ref(&rest));
+                }
+                while !posted.is_empty() {
+                    // Too little for a frame of 100 bytes, enough for one of a byte, or for none.
+                    let one = [frame(1, lap)];
+                    if deliver(&mut vm, &one) == 0 {
+                        break;
+                    }
+                    assert_eq!(received(&mut vm, &mut posted), one);
+                }
+                let bytes: usize = posted.iter().flat_map(|(_, chain)| chain).map(|s| s.len as usize).sum();
+                assert!(bytes <= vm.hdr(), "{bytes} bytes of room are left");
+                vm.post(&[200]);
+                assert_eq!(deliver(&mut vm, &[frame(1, lap)]), 1);
+                while vm.receive.guest.take_used(&vm.receive.raw).is_some() {}
+                vm.receive.at = DATA;
+            }
+            assert_eq!(vm.queue.counters().stats().faults, 0);
+        }
+    }
+}
+
+#[test]
+fn t2_a_receive_buffer_outside_memory_in_the_middle_of_a_frame() {
+    for form in FORMS {
+        for features in FEATURES.into_iter().filter(|f| f & net::F_MRG_RXBUF != 0) {
+            for bad in 1..3 {
+                let mut vm = Vm::new(form, features);
+                let mut posted = vec![vm.post(&[2048])];
+                for i in 0..4 {
+                    if i == bad {
+                        let chain = [Segment::write(MEMORY - 100, 2048)];
+                        vm.receive.guest.offer(&vm.receive.raw, &chain, None, 0).unwrap();
+                        vm.receive.guest.publish(&vm.receive.raw);
+                    } else {
+                        posted.push(vm.post(&[2048]));
+                    }
+                }
+                let frames = [frame(60, 1)];
+                assert_eq!(deliver(&mut vm, &frames), 1, "{form:?}");
+                assert_eq!(received(&mut vm, &mut posted), frames);
+                assert_eq!(deliver(&mut vm, &[frame(6000, 2)]), 0);
+                assert!(received(&mut vm, &mut posted).is_empty(), "nothing of the second is there");
+                assert_eq!(vm.queue.counters().stats().faults, 1);
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::offload::segment::{self, Segment, Segments};
 use crate::offload::{self, Patch};
 use crate::port::{Counters, drop_packet};
 use crate::spec::net;
-use crate::vring::{Layout, Vring};
+use crate::vring::{Layout, Rooms, Vring};
 
 /// Fills a guest's receive ring.
 pub(super) struct Deliver<'a, L> {
@@ -58,8 +58,8 @@ impl<L: Layout> Deliver<'_, L> {
         packets + errors
     }
 
-    /// Delivers packets of one buffer into chains of one buffer, as long as they follow each other and
-    /// ask for nothing that the guest does not take: how many, and their bytes.
+    /// Delivers packets into chains of one buffer each, as long as they follow each other and ask for
+    /// nothing that the guest does not take: how many, and their bytes.
     #[inline(always)]
     fn simple(&mut self, batch: &mut Batch<Buf>) -> (usize, u64) {
         if !self.stash.is_empty() {
@@ -72,8 +72,13 @@ impl<L: Layout> Deliver<'_, L> {
         } else {
             copy::<{ net::HDR_LEN_LEGACY }, L>(self.ring, self.wire, packets)
         };
-        batch.finish_front(n, self.done);
-        (n, bytes)
+        if n > 0 {
+            batch.finish_front(n, self.done);
+            return (n, bytes);
+        }
+        let spread = spread(self.ring, self.wire, packets);
+        batch.finish_front(spread.bufs, self.done);
+        (spread.packets, spread.bytes)
     }
 
     /// Pops a chain into the stash; `false`: there is none, or there were enough without room.
@@ -229,7 +234,7 @@ impl<L: Layout> Deliver<'_, L> {
 fn copy<const HDR: u32, L: Layout>(ring: &mut Vring<L>, wire: Wire, packets: &[Buf]) -> (usize, u64) {
     let mut bytes = 0u64;
     let mut next = packets.iter();
-    let n = ring.fill_simple(packets.len(), |room| {
+    let n = ring.fill_each(packets.len(), |room| {
         let packet = next.next()?;
         if !wire.takes(&packet.offload) {
             return None;
@@ -240,6 +245,66 @@ fn copy<const HDR: u32, L: Layout>(ring: &mut Vring<L>, wire: Wire, packets: &[B
         Some(written)
     });
     (n, bytes)
+}
+
+/// What was spread over chains.
+#[derive(Default)]
+struct Spread {
+    packets: usize,
+    bufs: usize,
+    bytes: u64,
+}
+
+/// Copies packets of any number of buffers into any number of chains of one buffer each.
+#[inline(never)]
+fn spread<L: Layout>(ring: &mut Vring<L>, wire: Wire, bufs: &[Buf]) -> Spread {
+    let mut done = Spread::default();
+    done.packets = ring.fill(bufs.len(), |rooms| match spread_one(rooms, wire, &bufs[done.bufs..]) {
+        Some((bufs, bytes)) => {
+            done.bufs += bufs;
+            done.bytes += bytes;
+            true
+        }
+        None => false,
+    });
+    done
+}
+
+/// The first packet: how many buffers it has, and its bytes. `None`: it must be looked at more closely, or
+/// there are too few chains.
+fn spread_one<L: Layout>(rooms: &mut Rooms<'_, L>, wire: Wire, bufs: &[Buf]) -> Option<(usize, u64)> {
+    let n = bufs.iter().position(|buf| !buf.more())? + 1;
+    let bufs = &bufs[..n];
+    let offload = bufs[0].offload;
+    let bytes = bufs.iter().map(|buf| u64::from(buf.len())).sum::<u64>();
+    if bytes == 0 || !wire.takes(&offload) {
+        return None;
+    }
+    let chains = rooms.holding(bytes + u64::from(wire.hdr))?;
+    if chains > 1 && !wire.mergeable {
+        return None;
+    }
+    let header = Header { offload, num_buffers: chains as u16 };
+    let before = rooms.filled();
+    let (mut rest, mut off, mut start) = (bufs, 0, wire.hdr);
+    for i in 0..chains {
+        let room = rooms.front().filter(|room| i > 0 || room.write(&header.as_bytes()[..start as usize]));
+        let Some(room) = room else {
+            // Not memory of the guest, or too short for a header.
+            rooms.undo(before);
+            return None;
+        };
+        let mut at = std::mem::take(&mut start);
+        while let Some(buf) = rest.first().filter(|_| at < room.len()) {
+            let n = room.copy_part(at, buf, off, buf.len());
+            (at, off) = (at + n, off + n);
+            if off == buf.len() {
+                (rest, off) = (&rest[1..], 0);
+            }
+        }
+        rooms.written(at);
+    }
+    Some((n, bytes))
 }
 
 /// Stores those bytes of `patch` that lie in the part of the packet which `room` got: from byte `at` of
