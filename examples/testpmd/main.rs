@@ -73,6 +73,8 @@ fn run() -> Result<(), Error> {
     if let Some(core) = main_core {
         core_affinity::set_for_current(core_affinity::CoreId { id: core.cpu });
     }
+    // A front-end that truncates its memory ends its own port and no other.
+    hugepages::sigbus::install().map_err(Error::io("handler of SIGBUS"))?;
     let events = Events::new()?;
     let asked = !options.vdevs.is_empty() || options.interactive || options.cmdline_file.is_some();
     if !asked {

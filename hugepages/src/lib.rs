@@ -12,6 +12,7 @@ compile_error!(
 );
 
 pub mod reserve;
+pub mod sigbus;
 pub mod map;
 mod copy;
 pub mod table;
@@ -28,7 +29,7 @@ pub mod pool;
 pub use batch::Batch;
 pub use buf::{Buf, Lender, Loan, Offload, Pod};
 pub use log::{DirtyLog, Marks};
-pub use map::{Backing, Map, MapError, PageSize};
+pub use map::{Backing, Damage, Map, MapError, PageSize};
 pub use pool::Pool;
 pub use private::Private;
 pub use room::{Reach, Room};

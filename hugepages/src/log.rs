@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::map::{Map, MapError};
+use crate::map::{Damage, Map, MapError};
 
 /// Bytes of memory for which a bit stands.
 pub const LOG_PAGE: u64 = 4096;
@@ -39,6 +39,11 @@ impl DirtyLog {
     /// The first guest address that has no bit.
     pub fn end(&self) -> u64 {
         self.pages.saturating_mul(LOG_PAGE)
+    }
+
+    /// What is wrong with its mapping, see [`Map::damage`].
+    pub fn damage(&self) -> Option<Damage> {
+        self.map.damage()
     }
 
     /// Sets `bits` of a word; whether one of them was not set.

@@ -11,6 +11,7 @@ use rustix::mm::{self, MapFlags, ProtFlags};
 
 use crate::reserve;
 pub use crate::reserve::PageSize;
+use crate::sigbus::{Guard, MAX_GUARDED};
 
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 /// Of memfds and of files in `/dev/shm`.
@@ -61,6 +62,9 @@ pub enum MapError {
         /// Size of the file.
         size: u64,
     },
+    /// As many mappings of peers' files as there can be.
+    #[error("{MAX_GUARDED} files of peers are mapped, the most there can be")]
+    TooMany,
     /// No huge page is free for it.
     #[error(
         "no {len:#x} bytes of {page} huge pages free{}; reserve some: scripts/setup, or {}",
@@ -85,6 +89,20 @@ pub enum MapError {
     },
 }
 
+/// What became of a mapping whose pages could not be had when they were accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// Its file is shorter now than what is mapped of it.
+    #[error("its file was truncated to {size:#x} bytes while it was mapped")]
+    Truncated {
+        /// Size of the file.
+        size: u64,
+    },
+    /// The file is long enough.
+    #[error("no page could be had for it (huge pages or shared memory used up, or a hardware error)")]
+    NoPage,
+}
+
 fn os(what: &'static str) -> impl FnOnce(Errno) -> MapError {
     move |errno| MapError::Os { what, errno }
 }
@@ -99,7 +117,11 @@ pub struct Map {
     len: usize,
     page: usize,
     file: OwnedFd,
+    /// Where it ends in the file.
+    end: u64,
     sealed: bool,
+    /// Of a file that somebody else may change.
+    guard: Option<Guard>,
 }
 
 // SAFETY: a Map is an address range and a descriptor; the bytes behind it are only ever accessed
@@ -121,7 +143,7 @@ impl Map {
     /// # Errors
     /// A descriptor that is not a file in memory (on FUSE, say, each access would wait for whoever serves
     /// it), an empty or wrapping extent, a file shorter than the
-    /// extent (a later access would raise SIGBUS), or the kernel's refusal.
+    /// extent (a later access would raise SIGBUS), too many mappings, or the kernel's refusal.
     pub fn file(fd: OwnedFd, offset: u64, len: u64) -> Result<(Map, usize), MapError> {
         let stat = fs::fstat(&fd).map_err(os("fstat of a memory fd"))?;
         match FileType::from_raw_mode(stat.st_mode) {
@@ -144,7 +166,11 @@ impl Map {
         let sealed = fs::fcntl_get_seals(&fd).is_ok_and(|s| s.contains(SealFlags::SHRINK));
         let base =
             map_shared(fd.as_fd(), begin, whole, page, false).map_err(os("mmap of a memory region"))?;
-        Ok((Map { base, len: whole, page, file: fd, sealed }, (offset - begin) as usize))
+        let guard = Guard::new(base.as_ptr() as usize, whole);
+        let lacks_guard = guard.is_none();
+        // Without a guard it is unmapped again.
+        let map = Map { base, len: whole, page, file: fd, end, sealed, guard };
+        if lacks_guard { Err(MapError::TooMany) } else { Ok((map, (offset - begin) as usize)) }
     }
 
     /// Makes `len` bytes (rounded up to whole pages) of zeroed memory of our own, populated, in a
@@ -181,7 +207,7 @@ impl Map {
             Err(Errno::NOMEM) if backing.page != PageSize::Base => return Err(none),
             Err(e) => return Err(os("mmap of own memory")(e)),
         };
-        let map = Map { base, len: whole, page, file: fd, sealed: true };
+        let map = Map { base, len: whole, page, file: fd, end: whole as u64, sealed: true, guard: None };
         if let Some(node) = backing.node {
             map.bind(node).map_err(os("mbind of own memory"))?;
             // SAFETY: the range is our own mapping, whole.
@@ -225,9 +251,18 @@ impl Map {
         self.page
     }
 
-    /// Whether the file is sealed against shrinking, so that no access can raise SIGBUS.
+    /// Whether the file is sealed against shrinking. No access can raise SIGBUS then, but for want of pages.
     pub fn sealed(&self) -> bool {
         self.sealed
+    }
+
+    /// What is wrong with it, if an access found no page and it was replaced: see [`sigbus`](crate::sigbus).
+    pub fn damage(&self) -> Option<Damage> {
+        self.guard.as_ref().filter(|guard| guard.broken())?;
+        Some(match fs::fstat(&self.file) {
+            Ok(stat) if (stat.st_size as u64) < self.end => Damage::Truncated { size: stat.st_size as u64 },
+            _ => Damage::NoPage,
+        })
     }
 
     /// The file behind it, to be sent to another process.
@@ -270,7 +305,7 @@ impl Map {
         }
         .map_err(os("mmap of own memory"))?;
         let base = NonNull::new(base.cast()).expect("mmap does not return null");
-        Ok(Map { base, len, page, file, sealed: true })
+        Ok(Map { base, len, page, file, end: len as u64, sealed: true, guard: None })
     }
 
     fn bind(&self, node: u32) -> Result<(), Errno> {
@@ -307,6 +342,8 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
+        // First: what is mapped here next is no business of it.
+        self.guard = None;
         // SAFETY: the range is exactly what mmap returned; every Window and Buf holds the Map alive.
         let gone = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
         assert!(gone.is_ok(), "munmap of {self:?}: {gone:?}");

@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::map::{Map, PageSize};
+use crate::map::{Damage, Map, PageSize};
 
 /// Most regions a table takes: what vhost-user's `GET_MAX_MEM_SLOTS` promises.
 pub const MAX_REGIONS: usize = 509;
@@ -165,6 +165,11 @@ impl Table {
     /// The regions, by guest address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// The first region whose mapping is damaged, by its guest address.
+    pub fn damage(&self) -> Option<(u64, Damage)> {
+        self.regions.iter().find_map(|r| Some((r.gpa, r.map.damage()?)))
     }
 
     /// The guest address of an address in the front-end's process, if it is guest memory.

@@ -1,5 +1,6 @@
 //! Every system call of the data plane.
 
+pub(crate) mod aio;
 pub(crate) mod cycles;
 #[allow(dead_code)]
 pub(crate) mod eventfd;

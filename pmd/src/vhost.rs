@@ -6,6 +6,7 @@
 //! - [`message`]: what one message says: bytes to [`Request`](message::Request), and
 //!   [`Answer`](message::Answer) to bytes
 //! - [`host`]: what a conversation asks of whoever runs the rings: [`Host`]
+//! - `lines`: how much a peer may put into the log
 //! - `ring`, `regions`: what a front-end may say about a ring, and about memory
 //! - `refusal`: why a message was refused
 //! - [`session`]: the conversation, a state machine without I/O: [`Session`]
@@ -15,6 +16,7 @@
 
 mod endpoint;
 pub mod host;
+pub(crate) mod lines;
 pub mod message;
 mod refusal;
 mod regions;

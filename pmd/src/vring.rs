@@ -670,6 +670,11 @@ impl AnyVring {
         with_ring!(self, ring => ring.fault())
     }
 
+    /// Whether some of its memory is gone, and was replaced: see [`hugepages::sigbus`].
+    pub fn damaged(&self) -> bool {
+        with_ring!(self, ring => ring.lender.table().damage().is_some())
+    }
+
     /// See [`Vring::base`].
     pub fn base(&self) -> u32 {
         with_ring!(self, ring => ring.base())

@@ -8,14 +8,26 @@ use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
 use rustix::io::{ReadWriteFlags, preadv2};
 
+use super::aio;
+
 /// A counter that one side signals and the other waits for; never blocks.
 #[derive(Debug)]
-pub(crate) struct EventFd(Arc<OwnedFd>);
+pub(crate) struct EventFd {
+    fd: Arc<OwnedFd>,
+    /// Nobody else has it.
+    private: bool,
+}
 
 impl EventFd {
     /// A new one of our own.
     pub(crate) fn new() -> io::Result<EventFd> {
-        Ok(EventFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?.into()))
+        let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(EventFd { fd: fd.into(), private: true })
+    }
+
+    /// A new one that is sent to a peer, who can fill it and have it block.
+    pub(crate) fn shared() -> io::Result<EventFd> {
+        Ok(EventFd { private: false, ..EventFd::new()? })
     }
 
     /// One that a peer sent. Anything else than an eventfd is refused: a write to a full pipe, say,
@@ -29,12 +41,16 @@ impl EventFd {
         }
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(EventFd(fd))
+        Ok(EventFd { fd, private: false })
     }
 
     /// Adds one. A counter that is full stays full, which is as good.
     pub(crate) fn signal(&self) {
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        if self.private {
+            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        } else {
+            aio::signal(self.fd.as_fd());
+        }
     }
 
     /// Takes the count; whether there was any. `O_NONBLOCK` belongs to the open file, so that a peer can
@@ -43,16 +59,16 @@ impl EventFd {
         let mut count = [0u8; 8];
         if cfg!(miri) {
             // Miri does not know preadv2; no peer is there to take the flag away.
-            return rustix::io::read(&self.0, &mut count).is_ok();
+            return rustix::io::read(&self.fd, &mut count).is_ok();
         }
         let nowhere = u64::MAX; // An eventfd has no places to read from.
-        preadv2(&self.0, &mut [IoSliceMut::new(&mut count)], nowhere, ReadWriteFlags::NOWAIT).is_ok()
+        preadv2(&self.fd, &mut [IoSliceMut::new(&mut count)], nowhere, ReadWriteFlags::NOWAIT).is_ok()
     }
 }
 
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

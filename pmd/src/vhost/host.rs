@@ -18,6 +18,14 @@ pub enum HostError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Memory that was mapped is gone.
+    #[error("{what}: {damage}; nothing in it can be trusted any more")]
+    Damaged {
+        /// Which.
+        what: String,
+        /// What became of it.
+        damage: hugepages::Damage,
+    },
     /// The regions make no memory.
     #[error("{0}")]
     Table(Box<dyn std::error::Error + Send + Sync>),
@@ -81,6 +89,12 @@ pub struct RingSetup {
 pub trait Host: Send {
     /// A front-end is there.
     fn connected(&mut self) {}
+
+    /// What is wrong with the front-end's memory since it was mapped, see [`hugepages::sigbus`]. Asked when
+    /// any memory of this process was found damaged; the conversation ends for it.
+    fn damage(&mut self) -> Option<HostError> {
+        None
+    }
 
     /// The front-end is gone; no ring runs. All its memory is to be unmapped.
     fn disconnected(&mut self);

@@ -7,12 +7,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use hugepages::sigbus::Bell;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::endpoint::{Caller, Listener, SocketError};
-use super::host::Host;
+use super::host::{Host, HostError};
+use super::lines::{Lines, say};
 use super::refusal::SessionError;
 use super::session::{Offer, Session};
 use super::wire::{Received, Wire, WireError};
@@ -21,8 +23,6 @@ use super::wire::{Received, Wire, WireError};
 const MESSAGES_A_TURN: usize = 32;
 /// Connections accepted or refused for one port before the others have their turn.
 const ACCEPTS_A_TURN: usize = 8;
-/// Refusals logged of one connection; a hostile front-end could cause any number.
-const LOGGED_REFUSALS: u32 = 16;
 /// How long no connection is accepted after accepting failed (descriptors have run out).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -91,7 +91,8 @@ impl Server {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = Arc::new(wake.map_err(|errno| ServerError::Thread(errno.into()))?);
         let (commands, inbox) = unbounded();
-        let control = Control { inbox, wake: Arc::clone(&wake), ports: Vec::new(), next_id: 0 };
+        let bell = Bell::new().map_err(ServerError::Thread)?;
+        let control = Control { inbox, wake: Arc::clone(&wake), bell, ports: Vec::new(), next_id: 0 };
         let thread = std::thread::Builder::new().name("vhost-user".into());
         let thread = thread.spawn(|| control.run()).map_err(ServerError::Thread)?;
         Ok(Server { handle: Handle { commands, wake }, thread: Some(thread) })
@@ -141,6 +142,8 @@ impl Handle {
 struct Control {
     inbox: Receiver<Command>,
     wake: Arc<OwnedFd>,
+    /// Rings when memory of some front-end is gone.
+    bell: Bell,
     ports: Vec<Port>,
     next_id: u64,
 }
@@ -149,6 +152,9 @@ impl Control {
     fn run(mut self) {
         loop {
             let events = self.wait();
+            if self.bell.clear() {
+                self.ports.iter_mut().for_each(Port::look_at_memory);
+            }
             for (port, events) in self.ports.iter_mut().zip(events) {
                 port.turn(events);
             }
@@ -162,7 +168,7 @@ impl Control {
     /// Waits until something is to be done. What is ready, by port.
     fn wait(&self) -> Vec<Events> {
         let now = Instant::now();
-        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN), PollFd::new(&self.bell, PollFlags::IN)];
         for port in &self.ports {
             fds.extend(port.sockets(now).map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         }
@@ -177,7 +183,7 @@ impl Control {
             Err(errno) => panic!("poll: {errno}"),
         }
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-        let mut ready = fds.iter().skip(1).map(|fd| !fd.revents().is_empty());
+        let mut ready = fds.iter().skip(2).map(|fd| !fd.revents().is_empty());
         let mut next = |polled: bool| polled && ready.next().expect("as many as were polled");
         self.ports
             .iter()
@@ -222,7 +228,6 @@ enum Endpoint {
 struct Link {
     wire: Wire,
     session: Session,
-    refusals: u32,
 }
 
 /// Why a connection ended.
@@ -234,6 +239,8 @@ enum End {
     Wire(#[from] WireError),
     #[error(transparent)]
     Session(#[from] SessionError),
+    #[error(transparent)]
+    Memory(HostError),
     #[error("the port is removed")]
     Removed,
 }
@@ -245,6 +252,9 @@ struct Port {
     offer: Offer,
     host: Box<dyn Host>,
     link: Option<Link>,
+    /// About front-ends that come and go, and about what was wrong: neither can hide the other.
+    comings: Lines,
+    lines: Lines,
 }
 
 impl Port {
@@ -255,7 +265,16 @@ impl Port {
             Socket::Connect(path) => Endpoint::Caller { caller: Caller::new(&path)?, complained: false },
         };
         debug!(socket = %path.display(), "serving");
-        Ok(Port { id, path, endpoint, offer, host, link: None })
+        Ok(Port {
+            id,
+            path,
+            endpoint,
+            offer,
+            host,
+            link: None,
+            comings: Lines::default(),
+            lines: Lines::default(),
+        })
     }
 
     fn close(mut self) -> Box<dyn Host> {
@@ -313,6 +332,15 @@ impl Port {
         }
     }
 
+    /// Memory of some front-end is gone: if it is this one's, it goes.
+    fn look_at_memory(&mut self) {
+        if self.link.is_some()
+            && let Some(damage) = self.host.damage()
+        {
+            self.end(&End::Memory(damage));
+        }
+    }
+
     fn talk(&mut self) -> Result<(), End> {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.wire.flush()?;
@@ -327,14 +355,7 @@ impl Port {
             };
             let reply = link.session.on(frame, self.host.as_mut())?;
             for refusal in reply.refused {
-                link.refusals = link.refusals.saturating_add(1);
-                match link.refusals {
-                    ..LOGGED_REFUSALS => warn!(socket = %self.path.display(), "refused: {refusal}"),
-                    LOGGED_REFUSALS => {
-                        warn!(socket = %self.path.display(), "refused: {refusal}; no more is logged of this connection");
-                    }
-                    _ => {}
-                }
+                say!(self.lines, warn, socket = %self.path.display(), "refused: {refusal}");
             }
             if let Some(answer) = reply.answer {
                 link.wire.send(&answer)?;
@@ -344,20 +365,23 @@ impl Port {
     }
 
     fn begin(&mut self, socket: OwnedFd) {
-        info!(socket = %self.path.display(), "front-end connected");
+        say!(self.comings, info, socket = %self.path.display(), "front-end connected");
         self.host.connected();
         let session = Session::new(self.offer.clone());
-        self.link = Some(Link { wire: Wire::new(socket), session, refusals: 0 });
+        self.link = Some(Link { wire: Wire::new(socket), session });
     }
 
     fn end(&mut self, why: &End) {
         let Some(link) = self.link.take() else { return };
+        let socket = self.path.display();
         match why {
-            End::Closed | End::Removed => info!(socket = %self.path.display(), "disconnected: {why}"),
-            End::Wire(_) | End::Session(_) => warn!(socket = %self.path.display(), "disconnected: {why}"),
+            End::Closed | End::Removed => say!(self.comings, info, socket = %socket, "disconnected: {why}"),
+            End::Wire(_) | End::Session(_) | End::Memory(_) => {
+                say!(self.lines, warn, socket = %socket, "disconnected: {why}");
+            }
         }
         if let Some(refusal) = link.session.close(self.host.as_mut()) {
-            warn!(socket = %self.path.display(), "while disconnecting: {refusal}");
+            say!(self.lines, warn, socket = %socket, "while disconnecting: {refusal}");
         }
         if let Endpoint::Caller { caller, complained } = &mut self.endpoint {
             caller.rest();
@@ -383,7 +407,7 @@ impl Port {
                 }
                 Ok(None) => return,
                 Err(errno) => {
-                    warn!(socket = %self.path.display(), "accept: {errno}; trying again");
+                    say!(self.lines, warn, socket = %self.path.display(), "accept: {errno}; trying again");
                     *not_before = Some(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }

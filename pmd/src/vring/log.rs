@@ -1,7 +1,7 @@
 //! Dirty logging of one ring: what the device wrote, marked when a chain is complete and when elements are
 //! published.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use hugepages::{Buf, DirtyLog, Marks, Table};
@@ -9,6 +9,7 @@ use hugepages::{Buf, DirtyLog, Marks, Table};
 use super::{Layout, RingLayout};
 use crate::batch::Batch;
 use crate::spec::virtio as v;
+use crate::sys::aio;
 
 /// Where the writes of a ring are logged.
 #[derive(Clone, Debug)]
@@ -137,8 +138,7 @@ impl Log {
         if self.marks.flush()
             && let Some(signal) = &self.signal
         {
-            // Whatever comes of it: a counter that is full stays full.
-            let _ = rustix::io::write(signal, &1u64.to_ne_bytes());
+            aio::signal(signal.as_fd());
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hugepages::map::{Backing, PageSize};
 use hugepages::{DirtyLog, Map, OutOfRange, Region, Table, Words};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::door::{Door, Side, Stuck};
 use super::herald::Herald;
@@ -18,14 +18,17 @@ use crate::batch::Batch;
 use crate::spec::vhost_user::{InflightArea, LogArea, MemRegion, VRING_F_LOG, VringAddr};
 use crate::spec::virtio as v;
 use crate::sys::eventfd::EventFd;
+use crate::vhost::lines::{Lines, say};
 use crate::vhost::{Host, HostError, RingSetup, Signals};
 use crate::vring::log::Target;
 use crate::vring::record;
 use crate::vring::{AnyVring, RingLayout, Vring, Way};
 
-/// How long one message may wait for rings to come home, all of them together. Other ports wait with
-/// it.
+/// How long one message may wait for rings to come home, all of them together; and how long all messages of
+/// a port may in [`PATIENCE_PERIOD`], since other ports wait with them.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// A port that has used up its patience gets it back after so long.
+const PATIENCE_PERIOD: Duration = Duration::from_secs(20);
 
 /// Where a ring is, as far as the control side knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,28 @@ enum Place {
     Running,
     /// With its queue, which was asked for it in vain.
     Late,
+}
+
+/// What is left of a port's patience.
+#[derive(Debug, Default)]
+struct Patience {
+    since: Option<Instant>,
+    spent: Duration,
+}
+
+impl Patience {
+    /// How long may be waited at `now`.
+    fn left(&mut self, now: Instant) -> Duration {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= PATIENCE_PERIOD) {
+            *self = Patience { since: Some(now), spent: Duration::ZERO };
+        }
+        PATIENCE.saturating_sub(self.spent)
+    }
+
+    /// It was waited so long.
+    fn spend(&mut self, waited: Duration) {
+        self.spent += waited;
+    }
 }
 
 /// The control side of one port, owned by the control thread.
@@ -49,6 +74,10 @@ pub(super) struct Control {
     rings: Vec<Place>,
     logging: Logging,
     records: Option<Records>,
+    patience: Patience,
+    /// About changes, and about what went wrong: neither can hide the other.
+    changes: Lines,
+    lines: Lines,
 }
 
 /// Where rings keep what is in flight.
@@ -98,7 +127,19 @@ fn side(ring: u16) -> Side {
 impl Control {
     pub(super) fn new(name: String, doors: Arc<[Door]>, up: Arc<AtomicBool>, mapped: bool) -> Control {
         let rings = vec![Place::Home; doors.len() * 2];
-        Control { name, doors, up, mapped, table: None, rings, logging: Logging::default(), records: None }
+        Control {
+            name,
+            doors,
+            up,
+            mapped,
+            table: None,
+            rings,
+            logging: Logging::default(),
+            records: None,
+            patience: Patience::default(),
+            changes: Lines::default(),
+            lines: Lines::default(),
+        }
     }
 
     fn door(&self, ring: u16) -> &Door {
@@ -183,12 +224,14 @@ impl Control {
             self.door(ring).log(side(ring), self.logging.target(ring));
         }
         let mut all = Ok(());
+        let patience = self.patience.left(since);
         for ring in out {
-            let left = PATIENCE.saturating_sub(since.elapsed());
+            let left = patience.saturating_sub(since.elapsed());
             if let Err(Stuck { waited_ms, lent }) = self.door(ring).logs(side(ring), left) {
                 all = Err(HostError::Late { waited_ms: waited_ms as u64, lent });
             }
         }
+        self.patience.spend(since.elapsed());
         all
     }
 
@@ -201,7 +244,7 @@ impl Control {
         let up = self.rings.chunks_exact(2).any(|pair| pair == [Place::Running; 2]);
         // Relaxed: nothing is read on the strength of it.
         if self.up.swap(up, Ordering::Relaxed) != up {
-            info!("{}: link {}", self.name, if up { "up" } else { "down" });
+            say!(self.changes, info, "{}: link {}", self.name, if up { "up" } else { "down" });
         }
     }
 }
@@ -226,6 +269,15 @@ fn covers(log: &DirtyLog, table: &Table) -> Result<(), HostError> {
 }
 
 impl Host for Control {
+    fn damage(&mut self) -> Option<HostError> {
+        let table = |table: &Arc<Table>| table.damage();
+        let memory = self.table.as_ref().and_then(table);
+        let memory = memory.map(|(at, damage)| (format!("memory at guest address {at:#x}"), damage));
+        let log = || Some(("dirty log".to_owned(), self.logging.base.as_ref()?.damage()?));
+        let record = || Some(("in-flight record".to_owned(), table(&self.records.as_ref()?.table)?.1));
+        memory.or_else(log).or_else(record).map(|(what, damage)| HostError::Damaged { what, damage })
+    }
+
     fn disconnected(&mut self) {
         self.table = None;
         self.logging = Logging::default();
@@ -272,7 +324,11 @@ impl Host for Control {
         if let Some(area) = self.records.as_ref().and_then(|records| records.area(index, packed)) {
             ring.record(&area).map_err(|e| HostError::Record(e.into()))?;
         } else if let Some(place) = ring.find_place() {
-            info!("{name}: the front-end has it begin anew; it goes on at {place:#x}, where it stands");
+            say!(
+                self.lines,
+                info,
+                "{name}: the front-end has it begin anew; it goes on at {place:#x}, where it stands"
+            );
         }
         ring.log(self.logging.target(index), &Batch::default());
         self.door(index).give(side(index), Ring { ring, wire, events, name });
@@ -291,16 +347,18 @@ impl Host for Control {
                 *home = self.take(ring, Duration::ZERO).ok();
             }
         }
+        let patience = self.patience.left(since);
         let mut bases = Vec::with_capacity(rings.len());
         for (&ring, home) in rings.iter().zip(asked) {
-            let left = PATIENCE.saturating_sub(since.elapsed());
+            let left = patience.saturating_sub(since.elapsed());
             let home = home.map_or_else(|| self.take(ring, left), Ok);
             match &home {
                 Ok(home) => debug!("{}: stopped at {:#x}", home.name, home.ring.base()),
-                Err(late) => warn!("{}: {late}", self.ring_name(ring)),
+                Err(late) => say!(self.lines, warn, "{}: {late}", self.ring_name(ring)),
             }
             bases.push(home.map(|home| home.ring.base()));
         }
+        self.patience.spend(since.elapsed());
         self.set_link();
         bases
     }
@@ -315,7 +373,7 @@ impl Host for Control {
         if let Some(table) = &self.table {
             covers(&log, table)?;
         }
-        info!("{}: dirty log for {:#x} bytes of guest memory", self.name, log.end());
+        say!(self.changes, info, "{}: dirty log for {:#x} bytes of guest memory", self.name, log.end());
         self.logging.base = Some(Arc::new(log));
         self.log_everywhere()
     }
@@ -328,7 +386,13 @@ impl Host for Control {
     }
 
     fn log_all(&mut self, on: bool) -> Result<(), HostError> {
-        info!("{}: writes are logged {}", self.name, if on { "from now on" } else { "no more" });
+        say!(
+            self.lines,
+            info,
+            "{}: writes are logged {}",
+            self.name,
+            if on { "from now on" } else { "no more" }
+        );
         self.logging.on = on;
         let done = self.log_everywhere();
         if !on {
@@ -377,7 +441,7 @@ impl Host for Control {
     fn announce(&mut self, mac: [u8; 6]) {
         match Herald::new(mac) {
             Ok(herald) => self.doors[0].announce(herald),
-            Err(e) => warn!("{}: the guest's new place is not announced: {e}", self.name),
+            Err(e) => say!(self.lines, warn, "{}: the guest's new place is not announced: {e}", self.name),
         }
     }
 }

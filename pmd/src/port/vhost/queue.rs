@@ -7,7 +7,6 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use hugepages::{Buf, Loan, Monitor};
 
@@ -19,6 +18,7 @@ use super::wire::Wire;
 use crate::batch::{BURST, Batch};
 use crate::port::{Counters, Queue};
 use crate::sys::eventfd::EventFd;
+use crate::vhost::lines::{Lines, say};
 use crate::vring::AnyVring;
 use crate::with_ring;
 
@@ -61,45 +61,16 @@ impl Ring {
 
     /// Reports the fault that has just retired the ring.
     #[cold]
-    fn retired(&self, counters: &Counters, complaints: &mut Complaints) {
+    fn retired(&self, counters: &Counters, lines: &mut Lines) {
         let fault = self.ring.fault().expect("asked after a fault");
         counters.faults.add(1);
-        if let Some(unsaid) = complaints.next(Instant::now()) {
-            let also =
-                if unsaid > 0 { format!(" ({unsaid} more since the last line)") } else { String::new() };
-            tracing::error!("{}: ring retired: {fault}; the guest must reset its device{also}", self.name);
+        // Of damaged memory the control side tells, once for all rings.
+        if !self.ring.damaged() {
+            say!(lines, error, "{}: ring retired: {fault}; the guest must reset its device", self.name);
         }
         if let Some(err) = &self.events.err {
             err.signal();
         }
-    }
-}
-
-/// Lines that one ring's faults may put into the log in a second.
-const LINES: u32 = 16;
-
-/// Faults and the log: a front-end can start a ring again and again over the same fault, and writing
-/// lines is the core's time.
-#[derive(Debug, Default)]
-struct Complaints {
-    since: Option<Instant>,
-    lines: u32,
-    unsaid: u64,
-}
-
-impl Complaints {
-    /// Of a fault at `now`: whether it is to be logged, and how many before it were not.
-    fn next(&mut self, now: Instant) -> Option<u64> {
-        let second = Duration::from_secs(1);
-        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= second) {
-            (self.since, self.lines) = (Some(now), 0);
-        }
-        if self.lines == LINES {
-            self.unsaid += 1;
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.unsaid))
     }
 }
 
@@ -113,8 +84,8 @@ pub(super) struct VhostQueue {
     leaving: [bool; 2],
     /// Used elements were shown, and the guest was not yet asked whether it wants to be called.
     shown: bool,
-    /// By side.
-    complaints: [Complaints; 2],
+    /// About faults, by side: a front-end can start a ring again and again over the same one.
+    lines: [Lines; 2],
     /// Packets in the name of a guest that has moved here.
     herald: Option<Herald>,
     door: Inside,
@@ -151,7 +122,7 @@ impl VhostQueue {
             done: Batch::default(),
             leaving: [false; 2],
             shown: false,
-            complaints: Default::default(),
+            lines: Default::default(),
             herald: None,
             door,
             counters,
@@ -265,7 +236,7 @@ impl Queue for VhostQueue {
             ring.publish(&self.counters);
         }
         if !had && ring.ring.fault().is_some() {
-            ring.retired(&self.counters, &mut self.complaints[Side::FromGuest as usize]);
+            ring.retired(&self.counters, &mut self.lines[Side::FromGuest as usize]);
         }
         packets
     }
@@ -282,7 +253,7 @@ impl Queue for VhostQueue {
         });
         self.shown |= shown;
         if !had && ring.ring.fault().is_some() {
-            ring.retired(&self.counters, &mut self.complaints[Side::ToGuest as usize]);
+            ring.retired(&self.counters, &mut self.lines[Side::ToGuest as usize]);
         }
         packets
     }
@@ -374,20 +345,5 @@ impl Drop for VhostQueue {
             ring.publish(&self.counters);
         }
         self.door.close([self.from_guest.take(), self.to_guest.take()]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_faults_is_a_few_lines_a_second_that_count_the_others() {
-        let mut complaints = Complaints::default();
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        assert!((0..LINES).all(|_| complaints.next(at(5)) == Some(0)));
-        assert!((0..900).all(|i| complaints.next(at(5 + i)).is_none()));
-        assert_eq!([complaints.next(at(1005)), complaints.next(at(1006))], [Some(900), Some(0)]);
     }
 }

@@ -330,7 +330,7 @@ impl Control {
             let [rx, tx] = areas.map(|areas| Split::open(&areas, table).expect(planned));
             Rings::Split(rx, tx)
         };
-        let kick = [EventFd::new()?, EventFd::new()?];
+        let kick = [EventFd::shared()?, EventFd::shared()?];
         let call = [&**self.doors[usize::from(queue)].bell(), &self.quiet];
         let user = self.memory.region().user;
         for (side, areas) in areas.iter().enumerate() {

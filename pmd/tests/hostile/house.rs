@@ -1,0 +1,225 @@
+//! Two `vhost` ports on one core and one control thread: the target, which a case does to what it likes, and
+//! its neighbour, whose traffic goes on all the while.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hugepages::{Backing, Batch, Buf, PageSize};
+use pmd::Port;
+use pmd::port::vhost::{Config, Vhost};
+use pmd::vhost::{Server, Socket};
+use pmd::vring::driver::Packed;
+use pmd::worker::{self, Outbox, QueueId, Worker, WorkerHandle};
+
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::guest::{FORMS, Guest, PACKED, Traffic};
+
+/// The longest that a frame of the neighbour may be away. It shares two cores with everything else here.
+const WORST: Duration = Duration::from_secs(2);
+
+/// One case at a time: descriptors and mappings of the process are counted.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// Sends every packet back where it came from.
+struct Back;
+
+impl worker::Stage for Back {
+    fn burst(&mut self, from: QueueId, batch: &mut Batch<Buf>, out: &mut Outbox) {
+        out.send_all(from, batch);
+    }
+}
+
+/// Waits until `done`.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !done() {
+        assert!(since.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// What was logged since the last look, at the levels that are there for the user, of all ports.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Keeps lines.
+struct Log;
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, _: &Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!("{value:?} ");
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, about: &Metadata<'_>) -> bool {
+        *about.level() <= Level::INFO
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        LOG.lock().unwrap_or_else(PoisonError::into_inner).push(line.0);
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+/// Descriptors and shared mappings of this process.
+fn holdings() -> (usize, usize) {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    (fds, maps.lines().filter(|line| line.contains(" rw-s ")).count())
+}
+
+struct Neighbour {
+    stop: Arc<AtomicBool>,
+    /// Frames that went round, and the longest that one was away.
+    thread: JoinHandle<(u64, Duration)>,
+}
+
+impl Neighbour {
+    fn start(path: PathBuf) -> Neighbour {
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut guest = Guest::connect(&path, PACKED);
+            let mut traffic = Traffic::<Packed>::start(&mut guest);
+            let (mut frames, mut worst) = (0, Duration::ZERO);
+            while !flag.load(Ordering::Relaxed) {
+                worst = worst.max(traffic.ping(64));
+                frames += 64;
+            }
+            (frames, worst)
+        });
+        Neighbour { stop, thread }
+    }
+}
+
+/// See the module.
+pub(crate) struct House {
+    pub(crate) path: PathBuf,
+    pub(crate) target: Vhost,
+    neighbour: Vhost,
+    traffic: Option<Neighbour>,
+    core: WorkerHandle,
+    holdings: (usize, usize),
+    server: Server,
+    _one: MutexGuard<'static, ()>,
+}
+
+impl House {
+    pub(crate) fn new(name: &str, edit: impl FnOnce(&mut Config)) -> House {
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        hugepages::sigbus::install().unwrap();
+        // Once for the process.
+        let _ = tracing::subscriber::set_global_default(Log);
+        let server = Server::start().unwrap();
+        let path =
+            |which| std::env::temp_dir().join(format!("hotring-{}-{which}-{name}", std::process::id()));
+        let mut config = Config::new(Socket::Listen(path("target")));
+        edit(&mut config);
+        let queues = config.queues;
+        let mut target = Vhost::new("target", config, &server.handle()).unwrap();
+        let other = Config::new(Socket::Listen(path("neighbour")));
+        let mut neighbour = Vhost::new("neighbour", other, &server.handle()).unwrap();
+        let backing = Backing { page: PageSize::Base, node: None };
+        let config = worker::Config { frames: 256, large_frames: 8, backing, ..Default::default() };
+        let core = Worker::spawn(config, Box::new(Back)).unwrap();
+        let ports = target.start(queues).unwrap().into_iter().chain(neighbour.start(1).unwrap());
+        for (i, queue) in ports.enumerate() {
+            core.attach(QueueId(i as u16), queue).unwrap();
+        }
+        core.start().unwrap();
+        let mut house = House {
+            path: path("target"),
+            target,
+            neighbour,
+            traffic: None,
+            core,
+            holdings: (0, 0),
+            server,
+            _one: one,
+        };
+        house.traffic = Some(Neighbour::start(path("neighbour")));
+        // Threads and their eventfds come at the first use.
+        house.serves();
+        eventually("traffic of the neighbour", || house.neighbour.stats()[0].rx_packets > 100);
+        eventually("rest", || !house.target.link().up);
+        house.holdings = holdings();
+        house
+    }
+
+    pub(crate) fn faults(&self) -> u64 {
+        self.target.stats().iter().map(|stats| stats.faults).sum()
+    }
+
+    /// What was logged of the target since the last look and has one of these words in it.
+    pub(crate) fn lines(&self, words: &[&str]) -> Vec<String> {
+        let mut lines = std::mem::take(&mut *LOG.lock().unwrap_or_else(PoisonError::into_inner));
+        let path = self.path.to_str().unwrap();
+        lines.retain(|line| line.contains(path) && words.iter().any(|word| line.contains(word)));
+        lines
+    }
+
+    /// Well-behaved front-ends are served, one after the other.
+    fn serves(&self) {
+        for features in FORMS {
+            Guest::connect(&self.path, features).ping(20);
+        }
+    }
+
+    /// The neighbour's frames go round.
+    #[track_caller]
+    pub(crate) fn stands_beside(&self, what: &str) {
+        let frames = || self.neighbour.stats()[0].tx_packets;
+        let then = frames();
+        eventually(&format!("frames of the neighbour after {what}"), || frames() > then + 64);
+    }
+
+    /// The oracle, as far as it can be asked between cases: the neighbour's frames go round, and well-behaved
+    /// front-ends of the target are served.
+    #[track_caller]
+    pub(crate) fn stands(&self, what: &str) {
+        let since = Instant::now();
+        self.serves();
+        self.stands_beside(what);
+        assert!(since.elapsed() < Duration::from_secs(10), "{what}: {:?}", since.elapsed());
+        eventually("rest", || !self.target.link().up);
+    }
+
+    /// The rest of it: nothing is left behind, and the neighbour has lost nothing.
+    #[track_caller]
+    pub(crate) fn ends(mut self, what: &str) {
+        self.stands(what);
+        let before = self.holdings;
+        eventually(
+            &format!("{before:?} descriptors and mappings after {what}, not {:?}", holdings()),
+            || holdings() == before,
+        );
+        let Neighbour { stop, thread } = self.traffic.take().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        let (frames, worst) = thread.join().expect("the neighbour lost a frame");
+        assert!(worst < WORST, "{what}: a frame of the neighbour was away for {worst:?}");
+        let stats = self.neighbour.stats()[0];
+        assert_eq!((stats.rx_packets, stats.tx_packets, stats.faults), (frames, frames, 0), "{what}");
+        let stopped = self.core.stop(Duration::from_secs(5)).unwrap();
+        assert!(stopped.report.clean(), "{what}: {:?}", stopped.report);
+        drop((stopped, self.target, self.neighbour, self.server));
+    }
+}

@@ -1,0 +1,20 @@
+//! Front-ends and guests that do what they must not, against the `vhost` port, through its socket.
+//!
+//! The oracle is the same for every case: the process lives; a well-behaved port on the same core and the
+//! same control thread loses no frame and waits for none too long; no descriptor and no mapping is left
+//! behind; a ring is retired once, and its error eventfd signalled; then a well-behaved front-end on the
+//! same socket passes traffic.
+//!
+//! - `front`: any bytes, with any descriptors, through the socket
+//! - `guest`: memory and rings behind it, well-behaved until it is told otherwise
+//! - `house`: the two ports, their core, and the oracle
+//! - `messages`: M, the socket
+//! - `memory`: files that shrink
+//! - `rings`: T, the rings
+//! - `race`: T9, rings that change while they are read
+//! - `migration`: L, logs and records
+
+mod front;
+mod guest;
+mod house;
+mod memory;
