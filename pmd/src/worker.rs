@@ -37,8 +37,8 @@ use outbox::Frames;
 
 /// Turns between two looks into the inbox while there is work.
 const INBOX_TURNS: u32 = 256;
-/// Empty turns after which the core pauses between polls.
-const SPIN_TURNS: u32 = 32;
+/// The same while there is none: a look takes as long as an empty turn.
+const IDLE_INBOX_TURNS: u32 = 16;
 /// Empty turns after which a core that may sleep tries to.
 const IDLE_TURNS: u32 = 1024;
 /// How long a core that does not forward waits between rounds of housekeeping.
@@ -207,13 +207,14 @@ impl Worker {
                 counters.busy_cycles.add(spent);
                 quiet = 0;
                 until_inbox += 1;
-                if until_inbox < INBOX_TURNS && self.recalls.is_empty() && self.stop.is_none() {
-                    continue;
-                }
             } else {
                 counters.idle_cycles.add(spent);
                 counters.empty_turns.add(1);
                 quiet = quiet.saturating_add(1);
+                until_inbox += INBOX_TURNS / IDLE_INBOX_TURNS;
+            }
+            if until_inbox < INBOX_TURNS && self.running && self.recalls.is_empty() && self.stop.is_none() {
+                continue;
             }
             until_inbox = 0;
             while let Ok(command) = self.inbox.try_recv() {
@@ -384,9 +385,6 @@ impl Worker {
             (self.idle_sleep, quiet >= IDLE_TURNS, self.recalls.is_empty())
         {
             self.sleep(longest);
-        } else if quiet >= SPIN_TURNS {
-            // Lets the peer, and a sibling thread of the core, use what polling would take.
-            std::hint::spin_loop();
         }
     }
 

@@ -84,11 +84,16 @@ impl<L: Layout> Vring<L> {
         layout.take(n);
         layout.push(&used[..n]);
         ahead.start += n;
-        if ahead.start == ahead.end {
-            // The lines of the next chains come while something else is done.
+        n
+    }
+
+    /// Looks at the next chains once those that were looked at are filled, for `most` packets like the last
+    /// ones: their lines come while something else is done.
+    #[inline(always)]
+    pub fn prepare(&mut self, most: usize) {
+        if self.in_place() && self.ahead.start == self.ahead.end {
             self.look_ahead(most);
         }
-        n
     }
 
     /// As [`Vring::fill_each`], for packets that may take several chains: `fill` puts one into the next

@@ -249,7 +249,9 @@ impl Queue for VhostQueue {
             let (stash, done) = (&mut self.stash, &mut self.done);
             let mut to = Deliver { ring: vring, wire: ring.wire, stash, done, idle: BURST };
             let packets = to.burst(batch, &self.counters);
-            (packets, vring.show())
+            let shown = vring.show();
+            vring.prepare(packets);
+            (packets, shown)
         });
         self.shown |= shown;
         if !had && ring.ring.fault().is_some() {

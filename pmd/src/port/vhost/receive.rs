@@ -37,6 +37,9 @@ pub(super) fn receive<L: Layout>(
             packets += n;
             bytes += sum - n as u64 * u64::from(wire.hdr);
             headers(wire, &mut out.as_mut_slice()[at..]);
+            if n < most && !ring.ready() {
+                break;
+            }
             continue;
         }
         let Some(chain) = ring.pop(out) else { break };
