@@ -153,6 +153,7 @@ fn vhost(vdev: &Vdev, options: &Options) -> vhost::Config {
         mergeable: vdev.flag("mrg_rxbuf").unwrap_or(default.mergeable),
         checksum: vdev.flag("csum").unwrap_or(default.checksum),
         segmentation: vdev.flag("tso").unwrap_or(default.segmentation),
+        control: vdev.flag("ctrl_vq").unwrap_or(default.control),
         ring_reset: vdev.flag("ring_reset").unwrap_or(default.ring_reset),
         mtu: vdev.number("mtu").map(|n| n as u16),
         mapped: vdev.flag("mapped").unwrap_or(default.mapped),

@@ -192,6 +192,8 @@ pub struct Counters {
     pub tx_bytes: Count,
     /// Packets taken by `tx` that could not be delivered.
     pub tx_errors: Count,
+    /// Packets taken by `tx` that the peer has said it does not want.
+    pub tx_filtered: Count,
     /// Notifications sent to the peer.
     pub calls: Count,
     /// Rings retired for a fault of the peer.
@@ -228,6 +230,7 @@ pub struct Stats {
     pub tx_packets: u64,
     pub tx_bytes: u64,
     pub tx_errors: u64,
+    pub tx_filtered: u64,
     pub calls: u64,
     pub faults: u64,
 }
@@ -243,6 +246,7 @@ impl Counters {
             tx_packets: self.tx_packets.get(),
             tx_bytes: self.tx_bytes.get(),
             tx_errors: self.tx_errors.get(),
+            tx_filtered: self.tx_filtered.get(),
             calls: self.calls.get(),
             faults: self.faults.get(),
         }
@@ -259,6 +263,7 @@ impl Stats {
             tx_packets: f(self.tx_packets, other.tx_packets),
             tx_bytes: f(self.tx_bytes, other.tx_bytes),
             tx_errors: f(self.tx_errors, other.tx_errors),
+            tx_filtered: f(self.tx_filtered, other.tx_filtered),
             calls: f(self.calls, other.calls),
             faults: f(self.faults, other.faults),
         }

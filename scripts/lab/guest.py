@@ -50,7 +50,58 @@ def connect(path, timeout_s):
             time.sleep(0.02)
 
 
-class Guest:
+class Shell:
+    """A guest at its shell, by whatever line there is: `receive` takes what came (None at its end), `write` sends."""
+
+    def __init__(self, name):
+        self.name, self.seen = name, b""
+        self.console = open(run_dir() / "logs" / f"console-{name}.log", "wb")
+
+    def up(self, timeout_s=90):
+        """Waits for the shell."""
+        self.expect(r"GUEST-READY [^\n]*\n", timeout_s)
+        self.expect(r"# $", 20)
+        self.sh("true")
+        return self
+
+    def expect(self, pattern, timeout_s):
+        regex, end = re.compile(pattern.encode(), re.S), time.monotonic() + timeout_s
+        while True:
+            found = regex.search(self.seen)
+            if found:
+                out, self.seen = self.seen[:found.end()], self.seen[found.end():]
+                return out.decode(errors="replace")
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.name}: no {pattern!r} within {timeout_s} s: {self.seen[-1500:].decode(errors='replace')}")
+            data = self.receive()
+            if data is None:
+                status = self.process.wait(10)
+                raise RuntimeError(f"{self.name}: the guest ended with status {status}: {self.process.tail()}")
+            self.seen += data
+            self.console.write(data)
+            self.console.flush()
+
+    def sh(self, command, timeout_s=60, must=True):
+        """Runs a command in the guest; returns what it printed."""
+        tag = f"done-{next(_tags)}"
+        self.write(f"{command}\necho \"<{tag}:$?>\"\n")
+        out = self.expect(rf"<{tag}:\d+>", timeout_s)
+        status = int(re.search(rf"<{tag}:(\d+)>", out).group(1))
+        text = re.sub(r"(?m)^(# )+", "", out[:out.rindex("<")].replace("\r", "")).strip()
+        if must and status:
+            raise RuntimeError(f"{self.name}: {command!r}: exit {status}: {text}")
+        return text
+
+    def address(self, address):
+        self.sh(f"ip addr add {address} dev eth0; ip link set eth0 up")
+
+    def features(self):
+        """The features that the guest's driver and the device agreed on, as bit numbers."""
+        bits = self.sh("cat /sys/class/net/eth0/device/features")
+        return {i for i, bit in enumerate(bits) if bit == "1"}
+
+
+class Guest(Shell):
     """A guest with one virtio-net device on a vhost-user socket, at its shell once `up` returns.
 
     `device` adds properties to virtio-net-pci (`packed=on`), `queues` more than one asks for MQ. It has as
@@ -60,7 +111,7 @@ class Guest:
 
     def __init__(self, name, sock, device="", queues=1, kernel="6.12", mac="52:54:00:00:00:01", memory_mib=384,
                  backing="memfd", extra=(), chardev=""):
-        self.name, self.seen = name, b""
+        super().__init__(name)
         serial, qmp = run_dir() / f"{name}.serial", run_dir() / f"{name}.qmp"
         share = f"memory-backend-{backing},id=mem,size={memory_mib}M,share=on"
         if queues > 1:
@@ -80,7 +131,6 @@ class Guest:
         argv += extra
         env = {"QEMU_MODULE_DIR": str(LAB / "qemu/usr/lib/x86_64-linux-gnu/qemu"), "LD_LIBRARY_PATH": LIBRARIES}
         self.process = Process(argv, f"qemu-{name}", env=env)
-        self.console = open(run_dir() / "logs" / f"console-{name}.log", "wb")
         try:
             self.line = connect(serial, 20)
             self.qmp = Qmp(qmp)
@@ -94,54 +144,18 @@ class Guest:
         names = (f"{folder}/{fd}" for fd in os.listdir(folder))
         return next(name for name in names if "memory-backend-memfd" in os.readlink(name))
 
-    def up(self, timeout_s=90):
-        """Waits for the shell."""
-        self.expect(r"GUEST-READY [^\n]*\n", timeout_s)
-        self.expect(r"# $", 20)
-        self.sh("true")
-        return self
+    def receive(self):
+        self.process.pump(0)
+        if not select.select([self.line], [], [], 0.1)[0]:
+            return b""
+        return self.line.recv(1 << 16) or None
 
-    def expect(self, pattern, timeout_s):
-        regex, end = re.compile(pattern.encode(), re.S), time.monotonic() + timeout_s
-        while True:
-            found = regex.search(self.seen)
-            if found:
-                out, self.seen = self.seen[:found.end()], self.seen[found.end():]
-                return out.decode(errors="replace")
-            if time.monotonic() > end:
-                raise TimeoutError(f"{self.name}: no {pattern!r} within {timeout_s} s: {self.seen[-1500:].decode(errors='replace')}")
-            if select.select([self.line], [], [], 0.1)[0]:
-                data = self.line.recv(1 << 16)
-                if not data:
-                    status = self.process.wait(10)
-                    raise RuntimeError(f"{self.name}: QEMU ended with status {status}: {self.process.tail()}")
-                self.seen += data
-                self.console.write(data)
-                self.console.flush()
-            self.process.pump(0)
-
-    def sh(self, command, timeout_s=60, must=True):
-        """Runs a command in the guest; returns what it printed."""
-        tag = f"done-{next(_tags)}"
-        self.line.sendall(f"{command}\necho \"<{tag}:$?>\"\n".encode())
-        out = self.expect(rf"<{tag}:\d+>", timeout_s)
-        status = int(re.search(rf"<{tag}:(\d+)>", out).group(1))
-        text = re.sub(r"(?m)^(# )+", "", out[:out.rindex("<")].replace("\r", "")).strip()
-        if must and status:
-            raise RuntimeError(f"{self.name}: {command!r}: exit {status}: {text}")
-        return text
-
-    def address(self, address):
-        self.sh(f"ip addr add {address} dev eth0; ip link set eth0 up")
-
-    def features(self):
-        """The features that the guest's driver and the device agreed on, as bit numbers."""
-        bits = self.sh("cat /sys/class/net/eth0/device/features")
-        return {i for i, bit in enumerate(bits) if bit == "1"}
+    def write(self, text):
+        self.line.sendall(text.encode())
 
     def off(self):
         """Powers the guest off and waits for QEMU's end."""
-        self.line.sendall(b"poweroff -f\n")
+        self.write("poweroff -f\n")
         try:
             self.process.wait(15)
         finally:

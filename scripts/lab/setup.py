@@ -20,6 +20,7 @@ PACKAGES = {
     "setpriv": "util-linux",
     "sysctl": "procps",
     "cc": "gcc",
+    "ethtool": "ethtool",
 }
 VALGRIND = {"valgrind": "valgrind"}
 

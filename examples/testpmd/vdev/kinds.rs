@@ -49,6 +49,7 @@ pub(crate) const KINDS: &[Kind] = &[
             key("mrg_rxbuf", Form::Flag, "0: do not offer mergeable receive buffers"),
             key("csum", Form::Flag, "0: do not offer checksum offload"),
             key("tso", Form::Flag, "0: do not offer segmentation offload"),
+            key("ctrl_vq", Form::Flag, "0: do not offer a control queue"),
             key("ring_reset", Form::Flag, "1: offer to reset single rings; not for QEMU's vhost-user-net"),
             key("mtu", Form::Number(68, 65535), "MTU told to the guest"),
             key("mapped", Form::Flag, "0: reach ring metadata by the checked path"),

@@ -8,14 +8,22 @@
 //! - `wire`: the virtio-net header
 //! - `receive`, `deliver`: packets out of a guest's ring, and into one
 //! - `queue`: the data side
+//! - `filter`: which frames a guest wants
+//! - `orders`: how a ring is to serve its guest
+//! - `commands`: what a guest asks for through its control queue
+//! - `attendant`: serves that queue
 //! - `herald`: a packet in the name of a guest that has moved here
 //! - `door`: how rings come to a queue and go home
 //! - `control`: what front-ends ask for, carried out
 
+mod attendant;
+mod commands;
 mod control;
 mod deliver;
 pub(crate) mod door;
+mod filter;
 mod herald;
+pub(crate) mod orders;
 pub(crate) mod queue;
 mod receive;
 pub(crate) mod wire;
@@ -56,6 +64,9 @@ pub struct Config {
     pub checksum: bool,
     /// Offers packets to be segmented, both ways; needs `checksum`.
     pub segmentation: bool,
+    /// Offers a control queue, to front-ends that have none of their own. Not with all 128 queue pairs: a
+    /// message names one of 256 rings.
+    pub control: bool,
     /// Offers to reset one ring while others go on. Only for front-ends that pass such a reset on, as
     /// GET_VRING_BASE: QEMU's vhost-user-net offers it to its guest and does not.
     pub ring_reset: bool,
@@ -78,6 +89,7 @@ impl Config {
             mergeable: true,
             checksum: true,
             segmentation: true,
+            control: true,
             ring_reset: false,
             mtu: None,
             mapped: true,
@@ -85,9 +97,15 @@ impl Config {
         }
     }
 
+    /// Whether a control queue is offered beside so many queue pairs.
+    fn commanded(&self, pairs: u16) -> bool {
+        self.control && pairs < MAX_QUEUE_PAIRS
+    }
+
     /// The features of virtio that are offered.
-    fn features(&self) -> u64 {
-        // The control queue stays with the front-end, and with it what MQ and GUEST_ANNOUNCE need.
+    fn features(&self, pairs: u16) -> u64 {
+        // QEMU and virtio-user keep the control queue to themselves, and with it what MQ and
+        // GUEST_ANNOUNCE need: what is offered of it here, they do not take.
         let mut features = v::F_VERSION_1
             | v::F_ANY_LAYOUT
             | v::F_INDIRECT_DESC
@@ -102,6 +120,9 @@ impl Config {
         offer(self.packed, v::F_RING_PACKED);
         offer(self.in_order, v::F_IN_ORDER);
         offer(self.mergeable, net::F_MRG_RXBUF);
+        let commands = net::F_CTRL_RX | net::F_CTRL_RX_EXTRA | net::F_CTRL_VLAN | net::F_CTRL_MAC_ADDR;
+        let commands = commands | net::F_CTRL_GUEST_OFFLOADS | net::F_NOTF_COAL | net::F_VQ_NOTF_COAL;
+        offer(self.commanded(pairs), net::F_CTRL_VQ | commands);
         offer(self.ring_reset, v::F_RING_RESET);
         offer(self.checksum, net::F_CSUM | net::F_GUEST_CSUM);
         let segments = self.checksum && self.segmentation;
@@ -159,7 +180,9 @@ impl Vhost {
             ..NetConfig::default()
         };
         let mtu = self.config.mtu.unwrap_or(u16::MAX);
-        Offer { features: self.config.features(), pairs, mtu, config: config.as_bytes().to_vec() }
+        let control = self.config.commanded(pairs).into();
+        let features = self.config.features(pairs);
+        Offer { features, pairs, control, mtu, config: config.as_bytes().to_vec() }
     }
 
     fn serve(&mut self, queues: u16) -> Result<(), PortError> {
@@ -169,7 +192,7 @@ impl Vhost {
         let doors = doors.map_err(|source| PortError::Io { port: self.name.clone(), what, source })?;
         let up = Arc::new(AtomicBool::new(false));
         let name = format!("{} ({})", self.name, self.config.socket.path().display());
-        let host = Control::new(name, Arc::clone(&doors), Arc::clone(&up), self.config.mapped);
+        let host = Control::new(name, Arc::clone(&doors), Arc::clone(&up), self.config.mapped, self.mac);
         let added = self.server.add(self.config.socket.clone(), self.offer(queues), Box::new(host));
         let id = added.map_err(|source| self.refused(source))?;
         self.served = Some(Served { id, doors, up });
@@ -252,6 +275,11 @@ impl Port for Vhost {
 
     fn stats(&self) -> Vec<Stats> {
         self.tally.stats()
+    }
+
+    fn xstats(&self) -> Vec<(String, u64)> {
+        let filtered = self.tally.stats().iter().map(|queue| queue.tx_filtered).sum();
+        vec![("tx_filtered".to_owned(), filtered)]
     }
 
     fn clear_stats(&mut self) {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::aio;
@@ -44,6 +44,20 @@ impl EventFd {
         Ok(EventFd { fd, private: false })
     }
 
+    /// One that a peer sent to be signalled. User-mode Linux sends a pipe: it is opened anew, so that whether
+    /// a write to it waits is our own business.
+    pub(crate) fn adopt_call(fd: Arc<OwnedFd>) -> io::Result<EventFd> {
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        if !std::fs::read_link(&path)?.as_os_str().as_encoded_bytes().starts_with(b"pipe:[") {
+            return EventFd::adopt(fd);
+        }
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let pipe = rustix::fs::open(path, flags, Mode::empty())?;
+        // Nobody else has this open file.
+        Ok(EventFd { fd: Arc::new(pipe), private: true })
+    }
+
     /// Adds one. A counter that is full stays full, which is as good.
     pub(crate) fn signal(&self) {
         if self.private {
@@ -75,6 +89,20 @@ impl AsFd for EventFd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "system calls")]
+    fn a_full_pipe_is_signalled_without_waiting() {
+        use std::io::Read;
+        let (mut reader, writer) = io::pipe().unwrap();
+        let call = EventFd::adopt_call(Arc::new(writer.into())).unwrap();
+        (0..20_000).for_each(|_| call.signal());
+        assert_eq!(reader.read(&mut [0; 8]).unwrap(), 8);
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(EventFd::adopt_call(Arc::new(null.into())).is_err());
+        drop(reader);
+        call.signal();
+    }
 
     #[test]
     #[cfg_attr(miri, ignore = "system calls")]

@@ -1,7 +1,8 @@
 //! What a conversation asks of whoever runs the rings.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::spec::vhost_user::{InflightArea, LogArea, MemRegion, VringAddr};
 
@@ -179,6 +180,19 @@ pub trait Host: Send {
 
     /// The guest has moved here: the network is to learn where this address is now.
     fn announce(&mut self, mac: [u8; 6]);
+
+    /// What rings when the host has work of its own for this thread: a ring that it serves itself.
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// When it is to have a turn, rung or not.
+    fn alarm(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Its turn. Must end in bounded time, like any call.
+    fn attend(&mut self) {}
 }
 
 #[cfg(test)]

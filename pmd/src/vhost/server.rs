@@ -187,7 +187,11 @@ impl Control {
         let mut next = |polled: bool| polled && ready.next().expect("as many as were polled");
         self.ports
             .iter()
-            .map(|port| Events { link: next(port.link.is_some()), listener: next(port.listens(now)) })
+            .map(|port| Events {
+                link: next(port.link.is_some()),
+                listener: next(port.listens(now)),
+                bell: next(port.host.bell().is_some()),
+            })
             .collect()
     }
 
@@ -218,6 +222,7 @@ impl Control {
 struct Events {
     link: bool,
     listener: bool,
+    bell: bool,
 }
 
 enum Endpoint {
@@ -304,20 +309,25 @@ impl Port {
             }
             _ => None,
         };
-        link.into_iter().chain(listener)
+        let bell = self.host.bell().map(|bell| (bell, PollFlags::IN));
+        link.into_iter().chain(listener).chain(bell)
     }
 
     /// When it has to have a turn, ready or not.
     fn alarm(&self, now: Instant) -> Option<Instant> {
-        match &self.endpoint {
+        let endpoint = match &self.endpoint {
             Endpoint::Caller { caller, .. } if self.link.is_none() => Some(caller.next()),
             Endpoint::Listener { not_before, .. } => not_before.filter(|at| now < *at),
             Endpoint::Caller { .. } => None,
-        }
+        };
+        endpoint.into_iter().chain(self.host.alarm()).min()
     }
 
     /// The link first: a front-end that has gone makes room for the next.
     fn turn(&mut self, events: Events) {
+        if events.bell || self.host.alarm().is_some_and(|at| Instant::now() >= at) {
+            self.host.attend();
+        }
         if events.link
             && let Err(end) = self.talk()
         {

@@ -45,6 +45,8 @@ pub struct Offer {
     pub features: u64,
     /// Queue pairs, 1 to 128.
     pub pairs: u16,
+    /// Rings after those, for control.
+    pub control: u16,
     /// Largest MTU.
     pub mtu: u16,
     /// Configuration space, up to 256 bytes.
@@ -78,7 +80,7 @@ pub struct Session {
 impl Session {
     /// With a front-end that has just connected.
     pub fn new(offer: Offer) -> Session {
-        let rings = usize::from(offer.pairs) * 2;
+        let rings = usize::from(offer.pairs) * 2 + usize::from(offer.control);
         assert!((2..=MAX_VRINGS).contains(&rings), "{} queue pairs", offer.pairs);
         assert!(offer.config.len() <= MAX_CONFIG, "{} bytes of configuration", offer.config.len());
         let rings = (0..rings).map(|_| Ring::default()).collect();

@@ -1,7 +1,7 @@
 //! What front-ends ask of a vhost port, carried out: guest memory is mapped, rings are opened over it
 //! and handed to the queues through their doors.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,11 +10,13 @@ use hugepages::map::{Backing, PageSize};
 use hugepages::{DirtyLog, Map, OutOfRange, Region, Table, Words};
 use tracing::debug;
 
+use super::attendant::Attendant;
+use super::commands::{Answer, Commands};
 use super::door::{Door, Side, Stuck};
 use super::herald::Herald;
 use super::queue::{Events, Ring};
-use super::wire::Wire;
 use crate::batch::Batch;
+use crate::spec::net;
 use crate::spec::vhost_user::{InflightArea, LogArea, MemRegion, VRING_F_LOG, VringAddr};
 use crate::spec::virtio as v;
 use crate::sys::eventfd::EventFd;
@@ -78,6 +80,13 @@ pub(super) struct Control {
     /// About changes, and about what went wrong: neither can hide the other.
     changes: Lines,
     lines: Lines,
+    /// The device's own address.
+    mac: [u8; 6],
+    /// What the guest has asked for through its control queue.
+    commands: Commands,
+    /// That queue while it runs, and its index; where it stopped when it ran last.
+    attendant: Option<(u16, Attendant)>,
+    stopped_at: Option<u32>,
 }
 
 /// Where rings keep what is in flight.
@@ -125,8 +134,15 @@ fn side(ring: u16) -> Side {
 }
 
 impl Control {
-    pub(super) fn new(name: String, doors: Arc<[Door]>, up: Arc<AtomicBool>, mapped: bool) -> Control {
+    pub(super) fn new(
+        name: String,
+        doors: Arc<[Door]>,
+        up: Arc<AtomicBool>,
+        mapped: bool,
+        mac: [u8; 6],
+    ) -> Control {
         let rings = vec![Place::Home; doors.len() * 2];
+        let commands = Commands::new(0, doors.len() as u16, mac);
         Control {
             name,
             doors,
@@ -139,6 +155,10 @@ impl Control {
             patience: Patience::default(),
             changes: Lines::default(),
             lines: Lines::default(),
+            mac,
+            commands,
+            attendant: None,
+            stopped_at: None,
         }
     }
 
@@ -179,7 +199,7 @@ impl Control {
         Ok(Region { gpa: guest, len: size, user, map: Arc::new(map), at })
     }
 
-    fn open(&self, setup: &RingSetup) -> Result<AnyVring, OutOfRange> {
+    fn open(&self, setup: &RingSetup, way: Way) -> Result<AnyVring, OutOfRange> {
         let nowhere = |user| OutOfRange { gpa: user, len: 1 };
         let table = self.table.as_ref().ok_or(nowhere(setup.addr.descriptors))?;
         let gpa = |user| table.gpa_of(user).ok_or(nowhere(user));
@@ -190,10 +210,7 @@ impl Control {
             device: gpa(setup.addr.used)?,
             features: setup.features,
             base: setup.base,
-            way: match side(setup.index) {
-                Side::FromGuest => Way::FromDriver,
-                Side::ToGuest => Way::ToDriver,
-            },
+            way,
         };
         if self.mapped {
             AnyVring::open(&layout, table)
@@ -212,7 +229,7 @@ impl Control {
     }
 
     fn set_used_log(&mut self, ring: u16, addr: &VringAddr) {
-        self.logging.used.resize(self.rings.len(), None);
+        self.logging.used.resize(self.rings.len() + 1, None);
         self.logging.used[usize::from(ring)] = (addr.flags & VRING_F_LOG != 0).then_some(addr.log);
     }
 
@@ -236,7 +253,100 @@ impl Control {
     }
 
     fn log_everywhere(&mut self) -> Result<(), HostError> {
+        if let Some((index, attendant)) = &mut self.attendant {
+            attendant.ring.ring.log(self.logging.target(*index), &Batch::default());
+        }
         self.log(0..self.rings.len() as u16)
+    }
+
+    /// Makes a ring of what a front-end has said of it. `commanded`: it is the control queue.
+    fn ring(&mut self, setup: &RingSetup, commanded: bool) -> Result<Ring, HostError> {
+        let index = setup.index;
+        let (name, way) = match (commanded, side(index)) {
+            (true, _) => (format!("{} control queue", self.name), Way::Both),
+            (false, Side::FromGuest) => (self.ring_name(index), Way::FromDriver),
+            (false, Side::ToGuest) => (self.ring_name(index), Way::ToDriver),
+        };
+        let events = events(&setup.signals)?;
+        let mut ring = self.open(setup, way).map_err(|e| {
+            if let Some(err) = &events.err {
+                err.signal();
+            }
+            HostError::Ring(format!("{name}: {e} (a ring area, in the front-end's addresses)").into())
+        })?;
+        let packed = setup.features & v::F_RING_PACKED != 0;
+        let layout = if packed { "packed" } else { "split" };
+        let access = if ring.mapped() { "mapped" } else { "checked" };
+        debug!("{name}: starts, {layout}, {access}, {} entries, at {:#x}", setup.num, setup.base);
+        self.set_used_log(index, &setup.addr);
+        if let Some(area) = self.records.as_ref().and_then(|records| records.area(index, packed)) {
+            ring.record(&area).map_err(|e| HostError::Record(e.into()))?;
+        } else if let Some(place) = ring.find_place() {
+            say!(
+                self.lines,
+                info,
+                "{name}: the front-end has it begin anew; it goes on at {place:#x}, where it stands"
+            );
+        }
+        ring.log(self.logging.target(index), &Batch::default());
+        Ok(Ring::new(ring, setup.features, events, name))
+    }
+
+    /// Whether this is the control queue that runs.
+    fn attends(&self, ring: u16) -> bool {
+        self.attendant.as_ref().is_some_and(|(index, _)| *index == ring)
+    }
+
+    fn start_commands(&mut self, setup: &RingSetup) -> Result<(), HostError> {
+        let ring = self.ring(setup, true)?;
+        if self.stopped_at != Some(setup.base) {
+            // The driver has begun anew.
+            self.forget_commands(setup.features);
+            self.order_all()?;
+        }
+        self.attendant = Some((setup.index, Attendant::new(ring)));
+        Ok(())
+    }
+
+    fn forget_commands(&mut self, features: u64) {
+        self.commands = Commands::new(features, self.doors.len() as u16, self.mac);
+        self.stopped_at = None;
+    }
+
+    /// Has all rings serve the guest as it asked to be served.
+    fn order_all(&mut self) -> Result<(), HostError> {
+        let since = Instant::now();
+        let out =
+            (0..self.rings.len() as u16).filter(|ring| self.rings[usize::from(*ring)] == Place::Running);
+        for ring in out.clone() {
+            self.door(ring).order(side(ring), self.commands.orders(ring));
+        }
+        let mut all = Ok(());
+        for ring in out {
+            let left = PATIENCE.saturating_sub(since.elapsed());
+            if let Err(Stuck { waited_ms, lent }) = self.door(ring).obeys(side(ring), left) {
+                all = Err(HostError::Late { waited_ms: waited_ms as u64, lent });
+            }
+        }
+        self.patience.spend(since.elapsed());
+        all
+    }
+
+    /// Carries out a command of the guest; it is answered when every ring obeys.
+    fn command(&mut self, command: &[u8]) -> Answer {
+        let before = self.commands.clone();
+        let answer = self.commands.obey(command);
+        debug!("{}: command {:?}: {}", self.name, command.first_chunk::<2>(), answer.is_ok());
+        if self.commands == before {
+            return answer;
+        }
+        match self.order_all() {
+            Ok(()) => answer,
+            Err(late) => {
+                say!(self.lines, warn, "{}: a command of the guest: {late}", self.name);
+                Answer::ERR
+            }
+        }
     }
 
     /// Spec "Ring states" and DPDK's practice: the link is up when packets can pass both ways.
@@ -250,12 +360,14 @@ impl Control {
 }
 
 pub(super) fn events(signals: &Signals) -> Result<Events, HostError> {
-    let adopt = |what: &str, fd: &Option<Arc<OwnedFd>>| {
-        let adopted = fd.clone().map(EventFd::adopt).transpose();
-        adopted.map_err(|e| HostError::Ring(format!("{what} descriptor: {e}").into()))
+    let adopt = |what: &str, fd: &Option<Arc<OwnedFd>>, how: fn(Arc<OwnedFd>) -> _| {
+        let adopted = fd.clone().map(how).transpose();
+        adopted.map_err(|e: std::io::Error| HostError::Ring(format!("{what} descriptor: {e}").into()))
     };
     let Signals { kick, call, err } = signals;
-    Ok(Events { kick: adopt("kick", kick)?, call: adopt("call", call)?, err: adopt("error", err)? })
+    let kick = adopt("kick", kick, EventFd::adopt)?;
+    let call = adopt("call", call, EventFd::adopt_call)?;
+    Ok(Events { kick, call, err: adopt("error", err, EventFd::adopt_call)? })
 }
 
 /// Spec "Migration": the log covers all memory.
@@ -282,6 +394,7 @@ impl Host for Control {
         self.table = None;
         self.logging = Logging::default();
         self.records = None;
+        self.forget_commands(0);
     }
 
     fn map(&mut self, regions: Vec<(MemRegion, OwnedFd)>) -> Result<(), HostError> {
@@ -304,34 +417,26 @@ impl Host for Control {
 
     fn start(&mut self, setup: RingSetup) -> Result<(), HostError> {
         let index = setup.index;
+        // virtio 1.3 §5.1.2: with MQ the control queue comes after all pairs, otherwise after the first.
+        let commanded = setup.features & net::F_CTRL_VQ != 0;
+        let control = if setup.features & net::F_MQ != 0 { self.rings.len() as u16 } else { 2 };
+        if commanded && index == control {
+            return self.start_commands(&setup);
+        }
+        if usize::from(index) >= self.rings.len() {
+            return Err(HostError::Ring(
+                format!("{}: ring {index} would be a control queue", self.name).into(),
+            ));
+        }
         if self.rings[usize::from(index)] == Place::Late {
             drop(self.take(index, Duration::ZERO)?);
         }
-        let name = self.ring_name(index);
-        let events = events(&setup.signals)?;
-        let mut ring = self.open(&setup).map_err(|e| {
-            if let Some(err) = &events.err {
-                err.signal();
-            }
-            HostError::Ring(format!("{name}: {e} (a ring area, in the front-end's addresses)").into())
-        })?;
-        let layout = if setup.features & v::F_RING_PACKED != 0 { "packed" } else { "split" };
-        let access = if ring.mapped() { "mapped" } else { "checked" };
-        debug!("{name}: starts, {layout}, {access}, {} entries, at {:#x}", setup.num, setup.base);
-        let wire = Wire::of(setup.features);
-        self.set_used_log(index, &setup.addr);
-        let packed = setup.features & v::F_RING_PACKED != 0;
-        if let Some(area) = self.records.as_ref().and_then(|records| records.area(index, packed)) {
-            ring.record(&area).map_err(|e| HostError::Record(e.into()))?;
-        } else if let Some(place) = ring.find_place() {
-            say!(
-                self.lines,
-                info,
-                "{name}: the front-end has it begin anew; it goes on at {place:#x}, where it stands"
-            );
+        let mut ring = self.ring(&setup, false)?;
+        if !self.commands.of(setup.features) {
+            self.forget_commands(setup.features);
         }
-        ring.log(self.logging.target(index), &Batch::default());
-        self.door(index).give(side(index), Ring { ring, wire, events, name });
+        ring.obey(self.commands.orders(index));
+        self.door(index).give(side(index), ring);
         self.rings[usize::from(index)] = Place::Running;
         self.set_link();
         Ok(())
@@ -344,12 +449,20 @@ impl Host for Control {
         let mut asked: Vec<_> = rings.iter().map(|_| None).collect();
         for from in [Side::FromGuest, Side::ToGuest] {
             for (&ring, home) in rings.iter().zip(&mut asked).filter(|(ring, _)| side(**ring) == from) {
-                *home = self.take(ring, Duration::ZERO).ok();
+                if !self.attends(ring) {
+                    *home = self.take(ring, Duration::ZERO).ok();
+                }
             }
         }
         let patience = self.patience.left(since);
         let mut bases = Vec::with_capacity(rings.len());
         for (&ring, home) in rings.iter().zip(asked) {
+            if let Some((_, attendant)) = self.attendant.take_if(|(index, _)| *index == ring) {
+                let base = attendant.ring.ring.base();
+                self.stopped_at = Some(base);
+                bases.push(Ok(base));
+                continue;
+            }
             let left = patience.saturating_sub(since.elapsed());
             let home = home.map_or_else(|| self.take(ring, left), Ok);
             match &home {
@@ -364,6 +477,11 @@ impl Host for Control {
     }
 
     fn signals(&mut self, ring: u16, signals: &Signals) -> Result<(), HostError> {
+        if let Some((_, attendant)) = self.attendant.as_mut().filter(|(index, _)| *index == ring) {
+            attendant.ring.events = events(signals)?;
+            attendant.look();
+            return Ok(());
+        }
         self.door(ring).rewire(side(ring), events(signals)?);
         Ok(())
     }
@@ -403,7 +521,7 @@ impl Host for Control {
 
     fn log_used(&mut self, ring: u16, addr: &VringAddr) -> Result<(), HostError> {
         self.set_used_log(ring, addr);
-        self.log(std::iter::once(ring))
+        if self.attends(ring) { self.log_everywhere() } else { self.log(std::iter::once(ring)) }
     }
 
     fn make_records(&mut self, rings: u16, num: u16) -> Result<(u64, OwnedFd), HostError> {
@@ -433,9 +551,33 @@ impl Host for Control {
     }
 
     fn clear_records(&mut self) {
+        self.forget_commands(0);
         let Some(Records { table, at, len, .. }) = &self.records else { return };
         let words = table.window::<u64>(*at, (len / 8) as usize).expect("the area lies in its mapping");
         (0..words.len()).for_each(|i| words.set(i, 0));
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        let ring = &self.attendant.as_ref()?.1.ring;
+        let kick = ring.events.kick.as_ref().filter(|_| ring.ring.fault().is_none());
+        kick.map(AsFd::as_fd)
+    }
+
+    fn alarm(&self) -> Option<Instant> {
+        self.attendant.as_ref()?.1.alarm()
+    }
+
+    fn attend(&mut self) {
+        let Some((index, mut attendant)) = self.attendant.take() else { return };
+        if attendant.serve(|command| self.command(command)) {
+            let fault = attendant.ring.ring.fault().expect("retired just now");
+            let name = &attendant.ring.name;
+            say!(self.lines, warn, "{name}: ring retired: {fault}; the guest must reset its device");
+            if let Some(err) = &attendant.ring.events.err {
+                err.signal();
+            }
+        }
+        self.attendant = Some((index, attendant));
     }
 
     fn announce(&mut self, mac: [u8; 6]) {

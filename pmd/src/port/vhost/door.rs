@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::herald::Herald;
+use super::orders::Orders;
 use super::queue::{Events, Ring};
 use crate::batch::Batch;
 use crate::port::knock::Knock;
@@ -42,6 +43,9 @@ struct Board {
     logs: [Option<Log>; 2],
     /// The queue has not yet said that it logs as it was told to.
     unlogged: [bool; 2],
+    orders: [Option<Orders>; 2],
+    /// The queue has not yet said that it obeys.
+    unheard: [bool; 2],
     herald: Option<Herald>,
 }
 
@@ -57,6 +61,8 @@ pub(super) struct Look {
     pub(super) events: Option<Events>,
     /// Another log for the ring inside; to be answered by [`Inside::logged`].
     pub(super) log: Option<Log>,
+    /// Other orders for the ring inside; to be answered by [`Inside::obeyed`].
+    pub(super) orders: Option<Orders>,
     /// Whether the ring inside is wanted.
     pub(super) wanted: bool,
 }
@@ -100,6 +106,7 @@ impl Door {
         assert!(board.incoming[side as usize].replace(ring).is_none(), "a ring waits at the door already");
         board.wanted[side as usize] = false;
         board.events[side as usize] = None;
+        board.orders[side as usize] = None;
         drop(board);
         self.0.knock.knock();
     }
@@ -155,15 +162,43 @@ impl Door {
     /// # Errors
     /// [`Stuck`]: its queue has not looked.
     pub(crate) fn logs(&self, side: Side, patience: Duration) -> Result<(), Stuck> {
+        self.wait(side, patience, |board, i| board.unlogged[i])
+    }
+
+    fn wait(
+        &self,
+        side: Side,
+        patience: Duration,
+        unanswered: impl Fn(&Board, usize) -> bool,
+    ) -> Result<(), Stuck> {
         let (since, i) = (Instant::now(), side as usize);
         let mut board = self.0.lock();
-        while board.unlogged[i] {
+        while unanswered(&board, i) {
             let Some(left) = patience.checked_sub(since.elapsed()) else {
                 return Err(Stuck { waited_ms: patience.as_millis(), lent: board.lent[i] });
             };
             board = self.0.answered.wait_timeout(board, left).expect("no holder panics").0;
         }
         Ok(())
+    }
+
+    /// Has a ring that was given serve its guest differently; see [`Door::obeys`].
+    pub(crate) fn order(&self, side: Side, orders: Orders) {
+        let (mut board, i) = (self.0.lock(), side as usize);
+        let board = &mut *board;
+        match board.incoming[i].as_mut().or(board.home[i].as_mut()) {
+            Some(ring) => ring.obey(orders),
+            None => (board.orders[i], board.unheard[i]) = (Some(orders), true),
+        }
+        self.0.knock.knock();
+    }
+
+    /// Waits until the ring serves its guest as it was told to.
+    ///
+    /// # Errors
+    /// [`Stuck`]: its queue has not looked.
+    pub(crate) fn obeys(&self, side: Side, patience: Duration) -> Result<(), Stuck> {
+        self.wait(side, patience, |board, i| board.unheard[i])
     }
 
     /// Leaves packets for the queue to receive.
@@ -194,12 +229,19 @@ impl Inside {
     pub(super) fn look(&self, side: Side) -> Look {
         let (mut board, i) = (self.0.lock(), side as usize);
         let (ring, events, log) = (board.incoming[i].take(), board.events[i].take(), board.logs[i].take());
-        Look { ring, events, log, wanted: board.wanted[i] }
+        let orders = board.orders[i].take();
+        Look { ring, events, log, orders, wanted: board.wanted[i] }
     }
 
     /// The ring logs as it was told to.
     pub(super) fn logged(&self, side: Side) {
         self.0.lock().unlogged[side as usize] = false;
+        self.0.answered.notify_all();
+    }
+
+    /// The ring serves its guest as it was told to.
+    pub(super) fn obeyed(&self, side: Side) {
+        self.0.lock().unheard[side as usize] = false;
         self.0.answered.notify_all();
     }
 
@@ -227,9 +269,12 @@ impl Inside {
                 if let Some(log) = board.logs[i].take() {
                     ring.ring.log(log, &Batch::default());
                 }
+                if let Some(orders) = board.orders[i].take() {
+                    ring.obey(orders);
+                }
                 board.incoming[i] = Some(ring);
             }
-            board.unlogged[i] = false;
+            (board.unlogged[i], board.unheard[i]) = (false, false);
         }
         drop(board);
         self.0.answered.notify_all();

@@ -13,6 +13,7 @@ use hugepages::{Buf, Loan, Monitor};
 use super::deliver::Deliver;
 use super::door::{Door, Inside, Look, Side};
 use super::herald::Herald;
+use super::orders::{Delivery, Orders, Waiting};
 use super::receive::receive;
 use super::wire::Wire;
 use crate::batch::{BURST, Batch};
@@ -39,6 +40,10 @@ pub(crate) struct Ring {
     pub(crate) ring: AnyVring,
     /// How its frames are wrapped.
     pub(crate) wire: Wire,
+    /// What else its guest has asked for, by its control queue.
+    pub(crate) orders: Orders,
+    /// What the guest was not called for yet, because it wants to be called rarely.
+    pub(crate) waiting: Waiting,
     /// How its guest is reached.
     pub(crate) events: Events,
     /// Socket and queue, for the log.
@@ -46,6 +51,18 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
+    /// One with these features whose guest has asked for nothing yet.
+    pub(crate) fn new(ring: AnyVring, features: u64, events: Events, name: String) -> Ring {
+        let (wire, orders) = (Wire::of(features), Orders::of(features));
+        Ring { ring, wire, orders, waiting: Waiting::default(), events, name }
+    }
+
+    /// Serves its guest like this from now on.
+    pub(super) fn obey(&mut self, orders: Orders) {
+        self.wire = Wire::of(orders.features);
+        self.orders = orders;
+    }
+
     fn publish(&mut self, counters: &Counters) {
         if self.ring.publish() {
             self.call(counters);
@@ -106,8 +123,7 @@ pub fn local(
     let (door, inside) = Door::new()?;
     for (side, ring) in [(Side::FromGuest, from_guest), (Side::ToGuest, to_guest)] {
         if let Some(ring) = ring {
-            let wire = Wire::of(features);
-            door.give(side, Ring { ring, wire, events: Events::default(), name: name.into() });
+            door.give(side, Ring::new(ring, features, Events::default(), name.into()));
         }
     }
     Ok(Box::new(VhostQueue::new(inside, Arc::default())))
@@ -134,7 +150,7 @@ impl VhostQueue {
     fn answer(&mut self) {
         let counters = Arc::clone(&self.counters);
         for side in [Side::FromGuest, Side::ToGuest] {
-            let Look { ring, events, log, wanted } = self.door.look(side);
+            let Look { ring, events, log, orders, wanted } = self.door.look(side);
             if let Some(mut ring) = ring {
                 ring.ring.arm(false);
                 // A call may have been lost while the ring was away.
@@ -156,6 +172,12 @@ impl VhostQueue {
                     ring.ring.log(log, held);
                 }
                 self.door.logged(side);
+            }
+            if let Some(orders) = orders {
+                if let Some(ring) = self.slot(side) {
+                    ring.obey(orders);
+                }
+                self.door.obeyed(side);
             }
             self.leaving[side as usize] = wanted;
         }
@@ -195,7 +217,9 @@ impl VhostQueue {
     fn call(&mut self) {
         self.shown = false;
         for ring in [&mut self.to_guest, &mut self.from_guest].into_iter().flatten() {
-            if ring.ring.wants_call() {
+            if ring.waiting.holds(ring.orders.moderation) {
+                self.shown = true;
+            } else if ring.ring.wants_call() {
                 ring.call(&self.counters);
             }
         }
@@ -244,6 +268,14 @@ impl Queue for VhostQueue {
     #[inline]
     fn tx(&mut self, batch: &mut Batch<Buf>) -> usize {
         let Some(ring) = &mut self.to_guest else { return 0 };
+        let refused = match &mut ring.orders.delivery {
+            Delivery::All => 0,
+            Delivery::Some(sieve) => match sieve.sift(batch, &mut self.done) {
+                Some(refused) => refused,
+                None => return 0,
+            },
+            Delivery::Nothing => return 0,
+        };
         let had = ring.ring.fault().is_some();
         let (packets, shown) = with_ring!(&mut ring.ring, vring => {
             let (stash, done) = (&mut self.stash, &mut self.done);
@@ -254,10 +286,14 @@ impl Queue for VhostQueue {
             (packets, shown)
         });
         self.shown |= shown;
+        ring.waiting.add(packets);
         if !had && ring.ring.fault().is_some() {
             ring.retired(&self.counters, &mut self.lines[Side::ToGuest as usize]);
         }
-        packets
+        if refused > 0 {
+            self.counters.tx_filtered.add(refused as u64);
+        }
+        packets + refused
     }
 
     #[inline]
@@ -279,10 +315,12 @@ impl Queue for VhostQueue {
             herald.settle(loans);
         }
         let Some(ring) = &mut self.from_guest else { return };
+        let before = loans.len();
         self.shown |= with_ring!(&mut ring.ring, vring => {
             vring.settle_front(loans);
             vring.show()
         });
+        ring.waiting.add(before - loans.len());
     }
 
     fn lent(&self) -> u32 {
@@ -310,7 +348,7 @@ impl Queue for VhostQueue {
 
     fn sleep<'q>(&'q mut self, wait: &mut dyn FnMut(BorrowedFd<'q>)) -> bool {
         use std::os::fd::AsFd;
-        if self.door.knocking() {
+        if self.door.knocking() || self.shown {
             return false;
         }
         if self.from_guest.as_mut().is_some_and(|ring| ring.events.kick.is_none() || ring.ring.arm(true)) {
@@ -342,6 +380,9 @@ impl Queue for VhostQueue {
 
 impl Drop for VhostQueue {
     fn drop(&mut self) {
+        for ring in [&mut self.to_guest, &mut self.from_guest].into_iter().flatten() {
+            ring.waiting = Waiting::default();
+        }
         self.call();
         if let Some(ring) = &mut self.to_guest {
             ring.publish(&self.counters);

@@ -1,5 +1,7 @@
 //! A front-end of rust-vmm and guests with real rings, against the port and the server.
 
+mod control_queue;
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -155,7 +157,7 @@ impl<R: Ring> Guest<R> {
         let areas = [receive, Areas::at(receive.end + 4096, NUM, features, 0)];
         let [receive, transmit] = areas.each_ref().map(|a| R::open(a, &table).unwrap());
         let words = table.window::<u16>(GUEST, MEMORY as usize / 2).unwrap();
-        let mut front = Frontend::connect(&stage.path, 2).unwrap();
+        let mut front = Frontend::connect(&stage.path, 8).unwrap();
         front.set_owner().unwrap();
         assert_eq!(front.get_features().unwrap() & features, features);
         let protocol = Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS;

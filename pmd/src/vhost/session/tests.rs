@@ -12,7 +12,7 @@ const FEATURES: u64 = F_VERSION_1 | F_RING_PACKED | 1;
 const NEED_REPLY: u32 = 8;
 
 fn offer() -> Offer {
-    Offer { features: FEATURES, pairs: 2, mtu: 9000, config: (0..24).collect() }
+    Offer { features: FEATURES, pairs: 2, control: 0, mtu: 9000, config: (0..24).collect() }
 }
 
 /// A session, its host, and what a front-end does with them.

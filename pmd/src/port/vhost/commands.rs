@@ -1,0 +1,241 @@
+//! What a guest asks of its device through the control queue: virtio 1.3 §5.1.6.5.
+//!
+//! A command is parsed after it was copied out. One that is not known, was not negotiated, or has not just
+//! the bytes that it must have changes nothing and is answered with an error.
+
+use std::sync::Arc;
+
+use super::filter::Filter;
+use super::orders::{Delivery, Moderation, Orders, Sieve};
+use crate::batch::Batch;
+use crate::spec::net::{self, ctrl};
+
+/// Bytes of the longest command that is read: a table of more than 10,000 addresses.
+pub(super) const MAX_COMMAND: usize = 65536;
+/// The longest time a driver may have calls held back, in microseconds.
+const MAX_HOLD_US: u32 = 1_000_000;
+
+/// What a command is answered with: the acknowledgement, then the result, if it has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    bytes: [u8; 9],
+    len: usize,
+}
+
+impl Answer {
+    pub(super) const ERR: Answer = Answer { bytes: [ctrl::ERR, 0, 0, 0, 0, 0, 0, 0, 0], len: 1 };
+    const OK: Answer = Answer { bytes: [ctrl::OK, 0, 0, 0, 0, 0, 0, 0, 0], len: 1 };
+
+    fn moderation(moderation: Moderation) -> Answer {
+        let mut bytes = [ctrl::OK; 9];
+        bytes[1..5].copy_from_slice(&moderation.packets.to_le_bytes());
+        bytes[5..].copy_from_slice(&moderation.usecs.to_le_bytes());
+        Answer { bytes, len: 9 }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Whether the command was obeyed.
+    pub(super) fn is_ok(&self) -> bool {
+        self.bytes[0] == ctrl::OK
+    }
+}
+
+/// Everything a guest has asked for since its device was reset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Commands {
+    features: u64,
+    /// Queue pairs of the device, and those in use.
+    pairs: u16,
+    active: u16,
+    filter: Arc<Filter>,
+    /// Of [`net::GUEST_OFFLOADS`]: those that are on.
+    offloads: u64,
+    /// By ring.
+    moderation: Vec<Moderation>,
+}
+
+impl Commands {
+    /// Nothing asked for yet, of a device with these negotiated features, queue pairs and address.
+    pub(super) fn new(features: u64, pairs: u16, mac: [u8; 6]) -> Commands {
+        let commanded = features & net::F_CTRL_VQ != 0;
+        let vlans = commanded && features & net::F_CTRL_VLAN != 0;
+        // §5.1.6.5.5: only the first pair is in use, until the driver asks for more. Without a control queue
+        // of ours the front-end enables and disables rings.
+        let active = if commanded { 1 } else { pairs };
+        Commands {
+            features,
+            pairs,
+            active,
+            filter: Arc::new(Filter::new(mac, vlans)),
+            offloads: features & net::GUEST_OFFLOADS,
+            moderation: vec![Moderation::default(); usize::from(pairs) * 2],
+        }
+    }
+
+    /// Whether they are those of a device with these features.
+    pub(super) fn of(&self, features: u64) -> bool {
+        self.features == features
+    }
+
+    /// How one of the guest's receive or transmit rings is to serve it.
+    pub(super) fn orders(&self, ring: u16) -> Orders {
+        let delivery = if ring % 2 == 1 {
+            Delivery::All
+        } else if ring / 2 >= self.active {
+            Delivery::Nothing
+        } else if self.filter.is_open() {
+            Delivery::All
+        } else {
+            let filter = Arc::clone(&self.filter);
+            Delivery::Some(Box::new(Sieve { filter, kept: Batch::default() }))
+        };
+        let features = self.features & !net::GUEST_OFFLOADS | self.offloads;
+        Orders { delivery, features, moderation: self.moderation[usize::from(ring)] }
+    }
+
+    /// Obeys a command.
+    pub(super) fn obey(&mut self, command: &[u8]) -> Answer {
+        let [class, command, data @ ..] = command else { return Answer::ERR };
+        let obeyed = match *class {
+            ctrl::RX => self.receive_mode(*command, data),
+            ctrl::MAC => self.mac(*command, data),
+            ctrl::VLAN => self.vlan(*command, data),
+            // What announces the guest is the driver's own business: nothing is to be taken back here.
+            ctrl::ANNOUNCE => {
+                (self.has(net::F_GUEST_ANNOUNCE) && *command == ctrl::ANNOUNCE_ACK && data.is_empty())
+                    .then_some(Answer::OK)
+            }
+            ctrl::MQ => self.pairs(*command, data),
+            ctrl::GUEST_OFFLOADS => self.offloads(*command, data),
+            ctrl::NOTF_COAL => self.moderation(*command, data),
+            _ => None,
+        };
+        obeyed.unwrap_or(Answer::ERR)
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    fn receive_mode(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
+        let &[on @ (0 | 1)] = data else { return None };
+        let filter = Arc::make_mut(&mut self.filter);
+        let (feature, mode) = match command {
+            ctrl::RX_PROMISC => (net::F_CTRL_RX, &mut filter.promiscuous),
+            ctrl::RX_ALLMULTI => (net::F_CTRL_RX, &mut filter.all_multicast),
+            ctrl::RX_ALLUNI => (net::F_CTRL_RX_EXTRA, &mut filter.all_unicast),
+            ctrl::RX_NOMULTI => (net::F_CTRL_RX_EXTRA, &mut filter.no_multicast),
+            ctrl::RX_NOUNI => (net::F_CTRL_RX_EXTRA, &mut filter.no_unicast),
+            ctrl::RX_NOBCAST => (net::F_CTRL_RX_EXTRA, &mut filter.no_broadcast),
+            _ => return None,
+        };
+        if self.features & feature == 0 {
+            return None;
+        }
+        *mode = on == 1;
+        Some(Answer::OK)
+    }
+
+    fn mac(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
+        match command {
+            ctrl::MAC_TABLE_SET if self.has(net::F_CTRL_RX) => {
+                let (unicast, rest) = table(data)?;
+                let (multicast, []) = table(rest)? else { return None };
+                Arc::make_mut(&mut self.filter).set_table(unicast.iter().chain(multicast));
+            }
+            ctrl::MAC_ADDR_SET if self.has(net::F_CTRL_MAC_ADDR) => {
+                Arc::make_mut(&mut self.filter).set_mac(data.try_into().ok()?);
+            }
+            _ => return None,
+        }
+        Some(Answer::OK)
+    }
+
+    fn vlan(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
+        let id = u16::from_le_bytes(data.try_into().ok()?);
+        let on = match command {
+            ctrl::VLAN_ADD => true,
+            ctrl::VLAN_DEL => false,
+            _ => return None,
+        };
+        if !self.has(net::F_CTRL_VLAN) || id > 0xfff {
+            return None;
+        }
+        Arc::make_mut(&mut self.filter).set_vlan(id, on);
+        Some(Answer::OK)
+    }
+
+    fn pairs(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
+        let pairs = u16::from_le_bytes(data.try_into().ok()?);
+        if !self.has(net::F_MQ) || command != ctrl::MQ_VQ_PAIRS_SET || !(1..=self.pairs).contains(&pairs) {
+            return None;
+        }
+        self.active = pairs;
+        Some(Answer::OK)
+    }
+
+    fn offloads(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
+        let offloads = u64::from_le_bytes(data.try_into().ok()?);
+        let can = self.features & net::GUEST_OFFLOADS;
+        if !self.has(net::F_CTRL_GUEST_OFFLOADS)
+            || command != ctrl::GUEST_OFFLOADS_SET
+            || offloads & !can != 0
+        {
+            return None;
+        }
+        // §5.1.3.1: none of the others without checksums.
+        self.offloads = if offloads & net::F_GUEST_CSUM != 0 { offloads } else { 0 };
+        Some(Answer::OK)
+    }
+
+    fn moderation(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
+        let by_ring = matches!(command, ctrl::NOTF_COAL_VQ_SET | ctrl::NOTF_COAL_VQ_GET);
+        if !self.has(if by_ring { net::F_VQ_NOTF_COAL } else { net::F_NOTF_COAL }) {
+            return None;
+        }
+        let (ring, data) = if by_ring {
+            let (ring, rest) = data.split_first_chunk::<2>()?;
+            let (_reserved, rest) = rest.split_first_chunk::<2>()?;
+            (Some(usize::from(u16::from_le_bytes(*ring))), rest)
+        } else {
+            (None, data)
+        };
+        if command == ctrl::NOTF_COAL_VQ_GET {
+            return data.is_empty().then_some(Answer::moderation(*self.moderation.get(ring?)?));
+        }
+        let moderation = moderation_of(data)?;
+        match (command, ring) {
+            (ctrl::NOTF_COAL_VQ_SET, Some(ring)) => *self.moderation.get_mut(ring)? = moderation,
+            // §5.1.2: receive rings have even numbers.
+            (ctrl::NOTF_COAL_RX_SET, None) => {
+                self.moderation.iter_mut().step_by(2).for_each(|m| *m = moderation);
+            }
+            (ctrl::NOTF_COAL_TX_SET, None) => {
+                self.moderation.iter_mut().skip(1).step_by(2).for_each(|m| *m = moderation);
+            }
+            _ => return None,
+        }
+        Some(Answer::OK)
+    }
+}
+
+/// §5.1.6.5.2: a number of addresses, and the addresses; what comes after them.
+fn table(data: &[u8]) -> Option<(&[[u8; 6]], &[u8])> {
+    let (entries, rest) = data.split_first_chunk::<4>()?;
+    let bytes = usize::try_from(u32::from_le_bytes(*entries)).ok()?.checked_mul(6)?;
+    let (macs, rest) = rest.split_at_checked(bytes)?;
+    Some((macs.as_chunks().0, rest))
+}
+
+/// §5.1.6.5.9: packets, then microseconds.
+fn moderation_of(data: &[u8]) -> Option<Moderation> {
+    let (packets, usecs) = data.split_first_chunk::<4>()?;
+    let (packets, usecs) = (u32::from_le_bytes(*packets), u32::from_le_bytes(usecs.try_into().ok()?));
+    (usecs <= MAX_HOLD_US).then_some(Moderation { packets, usecs })
+}
+
+#[cfg(test)]
+mod tests;
