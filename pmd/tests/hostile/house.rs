@@ -18,7 +18,10 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::guest::{FORMS, Guest, PACKED, Traffic};
+use pmd::spec::vhost_user::{VringAddr, id};
+use zerocopy::IntoBytes;
+
+use crate::guest::{FORMS, Guest, PACKED, Traffic, rung};
 
 /// The longest that a frame of the neighbour may be away. It shares two cores with everything else here.
 const WORST: Duration = Duration::from_secs(2);
@@ -81,10 +84,30 @@ impl Subscriber for Log {
 }
 
 /// Descriptors and shared mappings of this process.
-fn holdings() -> (usize, usize) {
-    let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
+fn holdings() -> Vec<String> {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fd.ok()?.path().read_link().ok());
+    // Without the numbers of sockets and pipes; and not the directory that is being read.
+    let name = |fd: PathBuf| fd.to_str().unwrap().split(":[").next().unwrap().to_owned();
+    let fds = fds.map(name).filter(|name| !name.starts_with("/proc/"));
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    (fds, maps.lines().filter(|line| line.contains(" rw-s ")).count())
+    let maps = maps.lines().filter(|line| line.contains(" rw-s "));
+    let maps = maps.map(|line| format!("mapped {}", line.split_once('/').unwrap().1));
+    let mut all: Vec<String> = fds.chain(maps).collect();
+    all.sort();
+    all
+}
+
+/// The same when the last front-end has gone for good.
+fn steady() -> Vec<String> {
+    let (mut last, mut since) = (holdings(), Instant::now());
+    while since.elapsed() < Duration::from_millis(50) {
+        std::thread::sleep(Duration::from_millis(1));
+        let now = holdings();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    last
 }
 
 struct Neighbour {
@@ -118,7 +141,7 @@ pub(crate) struct House {
     neighbour: Vhost,
     traffic: Option<Neighbour>,
     core: WorkerHandle,
-    holdings: (usize, usize),
+    holdings: Vec<String>,
     server: Server,
     _one: MutexGuard<'static, ()>,
 }
@@ -152,16 +175,17 @@ impl House {
             neighbour,
             traffic: None,
             core,
-            holdings: (0, 0),
+            holdings: Vec::new(),
             server,
             _one: one,
         };
         house.traffic = Some(Neighbour::start(path("neighbour")));
         // Threads and their eventfds come at the first use.
         house.serves();
+        house.refuses();
         eventually("traffic of the neighbour", || house.neighbour.stats()[0].rx_packets > 100);
-        eventually("rest", || !house.target.link().up);
-        house.holdings = holdings();
+        house.serves();
+        house.holdings = steady();
         house
     }
 
@@ -175,6 +199,15 @@ impl House {
         let path = self.path.to_str().unwrap();
         lines.retain(|line| line.contains(path) && words.iter().any(|word| line.contains(word)));
         lines
+    }
+
+    /// A ring outside memory is refused, and the front-end told.
+    fn refuses(&self) {
+        let mut guest = Guest::connect(&self.path, PACKED);
+        guest.start();
+        let addr = VringAddr { used: 0, ..guest.addr(1) };
+        assert_eq!(guest.front.tell(id::SET_VRING_ADDR, addr.as_bytes(), &[]), Some(false));
+        assert!(rung(&guest.err));
     }
 
     /// Well-behaved front-ends are served, one after the other.
@@ -207,11 +240,7 @@ impl House {
     #[track_caller]
     pub(crate) fn ends(mut self, what: &str) {
         self.stands(what);
-        let before = self.holdings;
-        eventually(
-            &format!("{before:?} descriptors and mappings after {what}, not {:?}", holdings()),
-            || holdings() == before,
-        );
+        assert_eq!(steady(), std::mem::take(&mut self.holdings), "descriptors and mappings after {what}");
         let Neighbour { stop, thread } = self.traffic.take().unwrap();
         stop.store(true, Ordering::Relaxed);
         let (frames, worst) = thread.join().expect("the neighbour lost a frame");

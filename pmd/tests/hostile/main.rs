@@ -18,3 +18,6 @@ mod front;
 mod guest;
 mod house;
 mod memory;
+mod messages;
+mod race;
+mod rings;

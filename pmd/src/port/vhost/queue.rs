@@ -313,6 +313,9 @@ impl Queue for VhostQueue {
     fn settle(&mut self, loans: &mut Batch<Loan>) {
         if let Some(herald) = &mut self.herald {
             herald.settle(loans);
+            if !herald.due() && herald.lent() == 0 {
+                self.herald = None;
+            }
         }
         let Some(ring) = &mut self.from_guest else { return };
         let before = loans.len();
