@@ -329,8 +329,7 @@ fn t18_buffers_that_alias_a_ring_or_the_log_or_the_record() {
     house.ends("aliases");
 }
 
-/// T20: kicks without end, chains that are wrong, rings that are never emptied. How much the neighbour has
-/// of the core then is measured by `scripts/fairness`.
+/// T20: kicks without end, chains that are wrong, rings that are never emptied.
 #[test]
 fn t20_storms_cost_the_neighbour_no_frame() {
     let house = House::new("storm", |_| {});

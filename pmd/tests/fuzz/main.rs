@@ -1,0 +1,58 @@
+//! What the fuzzers of `fuzz/` run, and every input that they kept, run again.
+//!
+//! A target is a function of bytes that panics when a promise is broken; `fuzz/fuzz_targets/` wraps each for
+//! libFuzzer. An input that once broke something stays in its corpus under the name of what it was.
+
+mod conversation;
+mod dirty_log;
+mod frames;
+mod message;
+mod record;
+#[allow(dead_code)]
+#[path = "../ring/rig.rs"]
+mod rig;
+mod rings;
+
+/// Runs a target over its corpus, and over what is left of each input when it ends early.
+#[track_caller]
+fn replay(name: &str, run: fn(&[u8])) {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/").to_owned() + name;
+    let mut inputs = 0;
+    for file in std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{folder}: {e}")) {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        run(&bytes);
+        run(&bytes[..bytes.len() / 2]);
+        inputs += 1;
+    }
+    assert!(inputs > 0, "{folder} is empty");
+}
+
+#[test]
+fn conversations() {
+    replay("conversation", conversation::run);
+}
+
+#[test]
+fn dirty_logs() {
+    replay("dirty_log", dirty_log::run);
+}
+
+#[test]
+fn frames_of_all_kinds() {
+    replay("frames", frames::run);
+}
+
+#[test]
+fn messages() {
+    replay("message", message::run);
+}
+
+#[test]
+fn records() {
+    replay("record", record::run);
+}
+
+#[test]
+fn rings_of_all_kinds() {
+    replay("rings", rings::run);
+}
