@@ -157,6 +157,7 @@ fn vhost(vdev: &Vdev, options: &Options) -> vhost::Config {
         ring_reset: vdev.flag("ring_reset").unwrap_or(default.ring_reset),
         mtu: vdev.number("mtu").map(|n| n as u16),
         mapped: vdev.flag("mapped").unwrap_or(default.mapped),
+        iommu: vdev.flag("iommu-support").unwrap_or(default.iommu),
         mac: vdev.mac("mac"),
         ..default
     }

@@ -5,6 +5,7 @@
 //!
 //! - [`message`]: what one message says: bytes to [`Request`](message::Request), and
 //!   [`Answer`](message::Answer) to bytes
+//! - [`backend`]: what the device asks of the front-end, on a channel of its own
 //! - [`host`]: what a conversation asks of whoever runs the rings: [`Host`]
 //! - `lines`: how much a peer may put into the log
 //! - `ring`, `regions`: what a front-end may say about a ring, and about memory
@@ -14,6 +15,7 @@
 //! - `endpoint`: where the socket comes from: listening or connecting
 //! - [`server`]: one thread for any number of sockets: [`Server`]
 
+pub mod backend;
 mod endpoint;
 pub mod host;
 pub(crate) mod lines;
@@ -25,6 +27,7 @@ pub mod server;
 pub mod session;
 mod wire;
 
+pub use backend::Ask;
 pub use endpoint::SocketError;
 pub use host::{Host, HostError, RingSetup, Signals};
 pub use refusal::{Refusal, SessionError};

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod driver;
 mod fill;
+pub mod iotlb;
 mod ledger;
 pub mod log;
 pub mod notify;
@@ -28,12 +29,14 @@ use crate::spec::virtio as v;
 use crate::with_ring;
 pub use access::{Access, Checked, Mapped};
 pub use fill::Rooms;
+use iotlb::Iommu;
 use ledger::Ledger;
 use log::Written;
 pub use packed::Packed;
 use reuse::Reuse;
 pub use split::Split;
 use track::Track;
+pub use walk::Memory;
 
 /// Entries an indirect table may have beyond the size of its ring.
 pub const MAX_INDIRECT: u32 = 1024;
@@ -158,7 +161,8 @@ pub trait Layout: Sized + Send {
     ///
     /// # Errors
     /// The driver's fault. Buffers lent before it was found are at the back of `out`.
-    fn pop(&mut self, mem: &Lender, rules: Rules, out: &mut Batch<Buf>) -> Result<Option<Chain>, Fault>;
+    fn pop<M: Memory>(&mut self, mem: &M, rules: Rules, out: &mut Batch<Buf>)
+    -> Result<Option<Chain>, Fault>;
     /// Looks ahead at what nearly all chains are: one descriptor with just the flags `flags`. How many
     /// of those that come next are in `out`, each with a head that is one; what comes after them is for
     /// another look or for [`Layout::pop`].
@@ -192,9 +196,9 @@ pub trait Layout: Sized + Send {
     ///
     /// # Errors
     /// The driver's fault, as of [`Layout::pop`].
-    fn again(
+    fn again<M: Memory>(
         &mut self,
-        mem: &Lender,
+        mem: &M,
         rules: Rules,
         out: &mut Batch<Buf>,
         head: u16,
@@ -236,6 +240,8 @@ pub struct Vring<L> {
     /// Nothing is to be done for single chains but what every ring does: runs of them take short cuts.
     plain: bool,
     track: Option<Box<Track>>,
+    /// Its addresses are those of the guest's IOMMU.
+    iommu: Option<Box<Iommu>>,
     place: RingLayout,
 }
 
@@ -245,6 +251,11 @@ impl<L: Layout> Vring<L> {
     /// # Errors
     /// When one of its areas is not guest memory or not aligned.
     pub fn open(ring: &RingLayout, table: &Arc<Table>) -> Result<Self, OutOfRange> {
+        Vring::over(ring, table, table)
+    }
+
+    /// Opens a ring whose areas are in `areas` and that lends from `table`.
+    fn over(ring: &RingLayout, areas: &Arc<Table>, table: &Arc<Table>) -> Result<Self, OutOfRange> {
         let rules = Rules {
             way: ring.way,
             indirect: ring.has(v::F_INDIRECT_DESC),
@@ -252,7 +263,7 @@ impl<L: Layout> Vring<L> {
             batches: ring.batches(),
         };
         Ok(Vring {
-            layout: L::open(ring, table)?,
+            layout: L::open(ring, areas)?,
             lender: Lender::new(Arc::clone(table)),
             rules,
             ledger: Ledger::new(ring.size, ring.has(v::F_IN_ORDER)),
@@ -263,6 +274,7 @@ impl<L: Layout> Vring<L> {
             fault: None,
             plain: true,
             track: None,
+            iommu: None,
             place: *ring,
         })
     }
@@ -270,7 +282,7 @@ impl<L: Layout> Vring<L> {
     /// After a change of what decides between short cuts and the long way.
     fn choose_way(&mut self) {
         self.track = self.track.take().filter(|track| !track.is_idle());
-        self.plain = self.fault.is_none() && self.track.is_none();
+        self.plain = self.fault.is_none() && self.track.is_none() && self.iommu.is_none();
     }
 
     /// Lends the next chain to the back of `out`, all of its buffers or none. `None`: nothing is
@@ -283,6 +295,9 @@ impl<L: Layout> Vring<L> {
     pub fn pop(&mut self, out: &mut Batch<Buf>) -> Option<Chain> {
         if self.fault.is_some() || out.room() == 0 {
             return None;
+        }
+        if !self.plain && self.iommu.is_some() {
+            return self.pop_translated(out);
         }
         if !self.plain
             && let Some((again, descriptors)) = self.track.as_ref().and_then(|track| track.again())
@@ -660,6 +675,36 @@ impl AnyVring {
         }
     }
 
+    /// See [`Vring::open_translated`]; mapped or checked, as [`AnyVring::open`] has it, or always checked.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_translated(
+        ring: &RingLayout,
+        areas: &Arc<Table>,
+        memory: &Arc<Table>,
+        tlb: &iotlb::Iotlb,
+        mapped: bool,
+    ) -> Result<AnyVring, OutOfRange> {
+        let packed = ring.has(v::F_RING_PACKED);
+        if mapped {
+            let tlb = tlb.clone();
+            let open = if packed {
+                Vring::open_translated(ring, areas, memory, tlb).map(AnyVring::Packed)
+            } else {
+                Vring::open_translated(ring, areas, memory, tlb).map(AnyVring::Split)
+            };
+            if open.is_ok() {
+                return open;
+            }
+        }
+        if packed {
+            Vring::open_translated(ring, areas, memory, tlb.clone()).map(AnyVring::PackedChecked)
+        } else {
+            Vring::open_translated(ring, areas, memory, tlb.clone()).map(AnyVring::SplitChecked)
+        }
+    }
+
     /// See [`Vring::lent`].
     pub fn lent(&self) -> u32 {
         with_ring!(self, ring => ring.lent())
@@ -731,6 +776,36 @@ impl AnyVring {
     /// See [`Vring::unpop`].
     pub fn unpop(&mut self, stash: &mut Batch<Buf>) {
         with_ring!(self, ring => ring.unpop(stash));
+    }
+
+    /// See [`Vring::change`].
+    pub fn change(&mut self, change: iotlb::Change) {
+        with_ring!(self, ring => ring.change(change));
+    }
+
+    /// See [`Vring::overlaps`].
+    pub fn overlaps(&self, first: u64, last: u64) -> bool {
+        with_ring!(self, ring => ring.overlaps(first, last))
+    }
+
+    /// See [`Vring::foresee`].
+    pub fn foresee(&mut self) {
+        with_ring!(self, ring => ring.foresee());
+    }
+
+    /// See [`Vring::wants`].
+    pub fn wants(&mut self, wants: &mut Vec<iotlb::Want>) {
+        with_ring!(self, ring => ring.wants(wants));
+    }
+
+    /// See [`Vring::blocked`].
+    pub fn blocked(&self) -> bool {
+        with_ring!(self, ring => ring.blocked())
+    }
+
+    /// See [`Vring::translated`].
+    pub fn translated(&self) -> bool {
+        with_ring!(self, ring => ring.translated())
     }
 
     /// Whether its metadata is reached through mapped windows.

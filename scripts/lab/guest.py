@@ -106,11 +106,11 @@ class Guest(Shell):
 
     `device` adds properties to virtio-net-pci (`packed=on`), `queues` more than one asks for MQ. It has as
     many CPUs as queue pairs, because its driver leaves those disabled that have no CPU, and what a TAP sends there is
-    dropped.
+    dropped. `iommu` are arguments for QEMU that must come before the device's, `append` goes to the kernel.
     """
 
     def __init__(self, name, sock, device="", queues=1, kernel="6.12", mac="52:54:00:00:00:01", memory_mib=384,
-                 backing="memfd", extra=(), chardev=""):
+                 backing="memfd", extra=(), chardev="", iommu=(), append=""):
         super().__init__(name)
         serial, qmp = run_dir() / f"{name}.serial", run_dir() / f"{name}.qmp"
         share = f"memory-backend-{backing},id=mem,size={memory_mib}M,share=on"
@@ -122,7 +122,7 @@ class Guest(Shell):
                 "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", queues, "-m", f"{memory_mib}M,slots=4,maxmem=4G",
                 "-object", share, "-numa", "node,memdev=mem",
                 "-kernel", LAB / f"vmlinuz-{kernel}", "-initrd", LAB / f"initramfs-{kernel}.gz",
-                "-append", "console=ttyS0 quiet panic=-1 tsc=reliable ipv6.disable=1",
+                "-append", f"console=ttyS0 quiet panic=-1 tsc=reliable ipv6.disable=1 {append}", *iommu,
                 "-chardev", f"socket,id=serial,path={serial},server=on,wait=off", "-serial", "chardev:serial",
                 "-qmp", f"unix:{qmp},server=on,wait=off",
                 "-chardev", f"socket,id=vhost,path={sock}{chardev}",

@@ -8,6 +8,8 @@
 //! - `wire`: the virtio-net header
 //! - `receive`, `deliver`: packets out of a guest's ring, and into one
 //! - `queue`: the data side
+//! - `iommu`: what is known of a guest's IOMMU
+//! - `parked`: packets that wait until it is known where the guest's buffers are
 //! - `filter`: which frames a guest wants
 //! - `orders`: how a ring is to serve its guest
 //! - `commands`: what a guest asks for through its control queue
@@ -23,8 +25,10 @@ mod deliver;
 pub(crate) mod door;
 mod filter;
 mod herald;
+mod iommu;
 pub(crate) mod orders;
 pub(crate) mod queue;
+mod parked;
 mod receive;
 pub(crate) mod wire;
 
@@ -40,7 +44,7 @@ use crate::spec::vhost_user::MIN_MTU;
 use crate::spec::virtio as v;
 use crate::vhost::{Handle, Offer, PortId, ServerError, Socket};
 use control::Control;
-use door::Door;
+use door::{Caller, Door};
 use queue::VhostQueue;
 pub use queue::local;
 
@@ -74,6 +78,8 @@ pub struct Config {
     pub mtu: Option<u16>,
     /// Reaches ring metadata through mapped windows where it can; otherwise always by the checked path.
     pub mapped: bool,
+    /// Offers to use addresses of the guest's IOMMU, where it has one.
+    pub iommu: bool,
     /// Address in the configuration space; made from the name if there is none.
     pub mac: Option<[u8; 6]>,
 }
@@ -93,6 +99,7 @@ impl Config {
             ring_reset: false,
             mtu: None,
             mapped: true,
+            iommu: true,
             mac: None,
         }
     }
@@ -117,6 +124,7 @@ impl Config {
             | net::F_SPEED_DUPLEX
             | net::F_GUEST_ANNOUNCE;
         let mut offer = |wanted: bool, bits: u64| features |= if wanted { bits } else { 0 };
+        offer(self.iommu, v::F_ACCESS_PLATFORM);
         offer(self.packed, v::F_RING_PACKED);
         offer(self.in_order, v::F_IN_ORDER);
         offer(self.mergeable, net::F_MRG_RXBUF);
@@ -186,13 +194,16 @@ impl Vhost {
     }
 
     fn serve(&mut self, queues: u16) -> Result<(), PortError> {
-        let doors =
-            (0..queues).map(|_| Door::new().map(|(door, _)| door)).collect::<Result<Arc<[Door]>, _>>();
+        let caller = Arc::new(Caller::new(self.server.bell()));
+        let door = || Door::new(Some(Arc::clone(&caller))).map(|(door, _)| door);
+        let doors = (0..queues).map(|_| door()).collect::<Result<Arc<[Door]>, _>>();
         let what = "eventfd of a queue; is the limit of open files (ulimit -n) reached?".to_owned();
         let doors = doors.map_err(|source| PortError::Io { port: self.name.clone(), what, source })?;
         let up = Arc::new(AtomicBool::new(false));
         let name = format!("{} ({})", self.name, self.config.socket.path().display());
-        let host = Control::new(name, Arc::clone(&doors), Arc::clone(&up), self.config.mapped, self.mac);
+        let control =
+            Control::new(name, Arc::clone(&doors), caller, Arc::clone(&up), self.config.mapped, self.mac);
+        let host = control;
         let added = self.server.add(self.config.socket.clone(), self.offer(queues), Box::new(host));
         let id = added.map_err(|source| self.refused(source))?;
         self.served = Some(Served { id, doors, up });

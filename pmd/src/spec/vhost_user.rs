@@ -52,6 +52,16 @@ pub mod id {
     pub const GET_SHMEM_CONFIG: u32 = 44;
 }
 
+/// Spec "Back-end message types": the ids of what a back-end asks of its front-end.
+#[allow(missing_docs)]
+pub mod backend_id {
+    pub const IOTLB_MSG: u32 = 1;
+    pub const CONFIG_CHANGE_MSG: u32 = 2;
+    pub const VRING_HOST_NOTIFIER_MSG: u32 = 3;
+    pub const VRING_CALL: u32 = 4;
+    pub const VRING_ERR: u32 = 5;
+}
+
 /// Spec "Header": mask of the version bits in `flags`.
 pub const FLAG_VERSION_MASK: u32 = 0x3;
 /// Spec "Header": the only version.
@@ -75,6 +85,8 @@ pub const PROTOCOL_F_RARP: u64 = 1 << 2;
 pub const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 /// Spec "Front-end message types": [`id::NET_SET_MTU`].
 pub const PROTOCOL_F_NET_MTU: u64 = 1 << 4;
+/// Spec "Back-end communication": [`id::SET_BACKEND_REQ_FD`].
+pub const PROTOCOL_F_BACKEND_REQ: u64 = 1 << 5;
 /// Spec "Front-end message types": [`id::GET_CONFIG`], [`id::SET_CONFIG`].
 pub const PROTOCOL_F_CONFIG: u64 = 1 << 9;
 /// Spec "Inflight I/O tracking": [`id::GET_INFLIGHT_FD`], [`id::SET_INFLIGHT_FD`].
@@ -195,6 +207,37 @@ pub struct InflightArea {
 
 /// Bytes of an [`InflightArea`] without its padding.
 pub const INFLIGHT_AREA: usize = 20;
+
+/// Spec "An IOTLB message".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IotlbMsg {
+    /// First I/O virtual address.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What is there, in the front-end's own address space.
+    pub user: u64,
+    /// Bits of [`iotlb`]: what may be done there.
+    pub perm: u8,
+    /// One of [`iotlb`].
+    pub kind: u8,
+    /// The end of a C structure.
+    pub padding: [u8; 6],
+}
+
+/// Spec "An IOTLB message": its types, and permissions.
+#[allow(missing_docs)]
+pub mod iotlb {
+    pub const MISS: u8 = 1;
+    pub const UPDATE: u8 = 2;
+    pub const INVALIDATE: u8 = 3;
+    pub const ACCESS_FAIL: u8 = 4;
+    /// The device may read there.
+    pub const READ: u8 = 1;
+    /// The device may write there.
+    pub const WRITE: u8 = 2;
+}
 
 /// Spec "Memory regions description": what precedes the regions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

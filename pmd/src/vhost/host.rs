@@ -4,7 +4,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::spec::vhost_user::{InflightArea, LogArea, MemRegion, VringAddr};
+use super::backend::Ask;
+use crate::spec::vhost_user::{InflightArea, IotlbMsg, LogArea, MemRegion, VringAddr};
 
 /// Why a wish of the front-end could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,16 @@ pub enum HostError {
     /// The memory for records of what is in flight cannot serve.
     #[error("in-flight record: {0}")]
     Record(Box<dyn std::error::Error + Send + Sync>),
+    /// An address of the guest's IOMMU cannot be where it is said to be.
+    #[error("{size:#x} bytes at I/O address {iova:#x}: {what}")]
+    Translation {
+        /// The address.
+        iova: u64,
+        /// How much.
+        size: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
     /// The ring cannot run as it is described.
     #[error("{0}")]
     Ring(Box<dyn std::error::Error + Send + Sync>),
@@ -72,7 +83,8 @@ pub struct RingSetup {
     pub features: u64,
     /// Entries: 1 to 32768, a power of two when split.
     pub num: u16,
-    /// Its areas, in the front-end's address space.
+    /// Its areas, in the front-end's address space, or in that of the guest's IOMMU with
+    /// `F_ACCESS_PLATFORM`.
     pub addr: VringAddr,
     /// Where it goes on, as [`VringState::num`](crate::spec::vhost_user::VringState::num) has it, with
     /// both halves when packed.
@@ -181,6 +193,25 @@ pub trait Host: Send {
     /// The guest has moved here: the network is to learn where this address is now.
     fn announce(&mut self, mac: [u8; 6]);
 
+    /// These addresses of the guest's IOMMU are there now (an `UPDATE`).
+    ///
+    /// # Errors
+    /// [`HostError::Translation`].
+    fn translate(&mut self, entry: &IotlbMsg) -> Result<(), HostError>;
+
+    /// These addresses of the guest's IOMMU are nowhere (an `INVALIDATE`). When this returns, nothing is
+    /// accessed there any more.
+    ///
+    /// # Errors
+    /// [`HostError::Late`]: some buffers there are still out.
+    fn invalidate(&mut self, entry: &IotlbMsg) -> Result<(), HostError>;
+
+    /// What the device wants of the front-end since this was last called.
+    fn asks(&mut self) -> Vec<Ask>;
+
+    /// The front-end refused that.
+    fn refused(&mut self, ask: Ask);
+
     /// What rings when the host has work of its own for this thread: a ring that it serves itself.
     fn bell(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -224,6 +255,9 @@ pub(crate) mod testing {
         MakeRecords(u16, u16),
         SetRecords(InflightArea),
         ClearRecords,
+        Translate(IotlbMsg),
+        Invalidate(IotlbMsg),
+        Refused(Ask),
     }
 
     /// Shared between the test and the thread that serves it.
@@ -239,6 +273,8 @@ pub(crate) mod testing {
         /// Rings that refuse to start, or are late when stopped.
         pub(crate) broken: Vec<u16>,
         pub(crate) late: Vec<u16>,
+        /// What the device wants of the front-end.
+        pub(crate) asks: Vec<Ask>,
         /// Whether memory is refused.
         pub(crate) unmappable: bool,
     }
@@ -386,6 +422,28 @@ pub(crate) mod testing {
 
         fn announce(&mut self, mac: [u8; 6]) {
             self.diary().asked.push(Asked::Announce(mac));
+        }
+
+        fn translate(&mut self, entry: &IotlbMsg) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::Translate(*entry));
+            let (iova, size) = (entry.iova, entry.size);
+            let what = "refused by the test";
+            if diary.unmappable { Err(HostError::Translation { iova, size, what }) } else { Ok(()) }
+        }
+
+        fn invalidate(&mut self, entry: &IotlbMsg) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::Invalidate(*entry));
+            if diary.late.is_empty() { Ok(()) } else { Err(HostError::Late { waited_ms: 0, lent: 1 }) }
+        }
+
+        fn asks(&mut self) -> Vec<Ask> {
+            std::mem::take(&mut self.diary().asks)
+        }
+
+        fn refused(&mut self, ask: Ask) {
+            self.diary().asked.push(Asked::Refused(ask));
         }
     }
 }

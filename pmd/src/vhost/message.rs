@@ -9,8 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::spec::vhost_user::{
     ConfigAccess, FLAG_NEED_REPLY, FLAG_REPLY, FLAG_VERSION, FLAG_VERSION_MASK, Header, INFLIGHT_AREA,
-    InflightArea, LogArea, MAX_CONFIG, MAX_FDS, MAX_PAYLOAD, MAX_TABLE_REGIONS, MemRegion, MemTable,
-    SingleRegion, VRING_FD_INDEX_MASK, VRING_FD_NONE, VringAddr, VringState, id,
+    InflightArea, IotlbMsg, LogArea, MAX_CONFIG, MAX_FDS, MAX_PAYLOAD, MAX_TABLE_REGIONS, MemRegion,
+    MemTable, SingleRegion, VRING_FD_INDEX_MASK, VRING_FD_NONE, VringAddr, VringState, id,
 };
 
 /// A message as it came through the socket: header checked, payload complete.
@@ -79,6 +79,12 @@ pub enum FramingError {
     /// A reply to a request that was never sent.
     #[error("message {} is marked as a reply, and nothing was asked of the front-end", name(*.id))]
     Reply {
+        /// Id of the message.
+        id: u32,
+    },
+    /// A request on the channel for ours.
+    #[error("message number {id} on the back-end channel is no reply")]
+    NoReply {
         /// Id of the message.
         id: u32,
     },
@@ -173,6 +179,10 @@ pub enum Request {
     ResetDevice,
     SetStatus(u64),
     GetStatus,
+    /// The channel on which we may ask something of the front-end.
+    SetBackendReqFd(OwnedFd),
+    /// An address of the guest's IOMMU is now there, or nowhere.
+    Iotlb(IotlbMsg),
     /// A message that is not served, by id.
     Unknown(u32),
 }
@@ -193,6 +203,18 @@ pub fn check_header(header: &Header) -> Result<(), FramingError> {
         return Err(FramingError::Oversize { id, size });
     }
     Ok(())
+}
+
+/// The same of a message on the channel for our own requests, where only replies come.
+///
+/// # Errors
+/// [`FramingError`], as [`check_header`].
+pub fn check_reply(header: &Header) -> Result<(), FramingError> {
+    let Header { request: id, flags, .. } = *header;
+    if flags & FLAG_REPLY == 0 {
+        return Err(FramingError::NoReply { id });
+    }
+    check_header(&Header { flags: flags & !FLAG_REPLY, ..*header })
 }
 
 impl Request {
@@ -217,6 +239,12 @@ impl Request {
                     read::<u64>(id, payload)?;
                 }
                 return Ok(Request::SetLogFd(one_fd(id, fds)?));
+            }
+            id::SET_BACKEND_REQ_FD => {
+                if !payload.is_empty() {
+                    return Err(wrong_size(id, payload, 0));
+                }
+                return Ok(Request::SetBackendReqFd(one_fd(id, fds)?));
             }
             id::SET_INFLIGHT_FD => {
                 return Ok(Request::SetInflightFd(inflight(id, payload)?, one_fd(id, fds)?));
@@ -258,6 +286,7 @@ impl Request {
             id::RESET_DEVICE => nothing(Request::ResetDevice)?,
             id::SET_STATUS => Request::SetStatus(read(id, payload)?),
             id::GET_STATUS => nothing(Request::GetStatus)?,
+            id::IOTLB_MSG => Request::Iotlb(read(id, payload)?),
             _ => return Ok(Request::Unknown(id)),
         };
         // Spec, REM_MEM_REG: some front-ends send the region's descriptor along; it is closed.
@@ -487,7 +516,7 @@ mod tests {
     }
 
     /// Ids with the payload length and the number of descriptors that they take.
-    const SHAPES: [(u32, usize, usize); 31] = [
+    const SHAPES: [(u32, usize, usize); 33] = [
         (id::GET_FEATURES, 0, 0),
         (id::SET_FEATURES, 8, 0),
         (id::SET_OWNER, 0, 0),
@@ -519,6 +548,8 @@ mod tests {
         (id::RESET_DEVICE, 0, 0),
         (id::SET_STATUS, 8, 0),
         (id::GET_STATUS, 0, 0),
+        (id::SET_BACKEND_REQ_FD, 0, 1),
+        (id::IOTLB_MSG, 32, 0),
     ];
 
     /// A payload of zeros, but for the count of regions.

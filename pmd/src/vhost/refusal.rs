@@ -95,6 +95,20 @@ pub enum Refusal {
         /// As it came.
         order: u32,
     },
+    /// An address of the guest's IOMMU is not, or cannot be, where it is said to be.
+    #[error(transparent)]
+    Iotlb(HostError),
+    /// A message about the guest's IOMMU that makes no sense here.
+    #[error("IOTLB message of type {kind}{}", if *.negotiated { "" } else { " without VIRTIO_F_ACCESS_PLATFORM" })]
+    IotlbKind {
+        /// As it came.
+        kind: u8,
+        /// Whether the device uses addresses of the guest's IOMMU.
+        negotiated: bool,
+    },
+    /// A message of a protocol feature that was not negotiated.
+    #[error("{} without its protocol feature", name(*.0))]
+    NotNegotiated(u32),
     /// Bits beyond the device status of virtio.
     #[error("device status {0:#x} has more than eight bits")]
     Status(u64),

@@ -136,6 +136,11 @@ impl Handle {
         let _ = self.commands.send(command);
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
+
+    /// An eventfd to be signalled when a [`Host`] has something to ask, see [`Host::asks`].
+    pub fn bell(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.wake)
+    }
 }
 
 /// What the thread owns.
@@ -189,6 +194,7 @@ impl Control {
             .iter()
             .map(|port| Events {
                 link: next(port.link.is_some()),
+                channel: next(port.channel().is_some()),
                 listener: next(port.listens(now)),
                 bell: next(port.host.bell().is_some()),
             })
@@ -221,6 +227,7 @@ impl Control {
 #[derive(Clone, Copy, Debug)]
 struct Events {
     link: bool,
+    channel: bool,
     listener: bool,
     bell: bool,
 }
@@ -233,6 +240,25 @@ enum Endpoint {
 struct Link {
     wire: Wire,
     session: Session,
+    /// Where our own requests go.
+    channel: Option<Wire>,
+}
+
+impl Link {
+    /// Takes replies from the channel, if it is `ready`, and sends what is to be asked.
+    fn ask(&mut self, ready: bool, host: &mut dyn Host) -> Result<(), WireError> {
+        let Some(channel) = &mut self.channel else { return Ok(()) };
+        channel.flush()?;
+        for _ in 0..if ready { MESSAGES_A_TURN } else { 0 } {
+            match channel.receive()? {
+                Received::Frame(frame) if self.session.on_reply(&frame, host) => {}
+                Received::Frame(frame) => debug!("a reply to nothing: {:?}", frame.header),
+                Received::Nothing => break,
+                Received::Closed => return Err(WireError::Cut { got: 0 }),
+            }
+        }
+        if channel.blocked() { Ok(()) } else { channel.request(&self.session.requests(host)) }
+    }
 }
 
 /// Why a connection ended.
@@ -297,11 +323,20 @@ impl Port {
         }
     }
 
+    /// The channel for our own requests.
+    fn channel(&self) -> Option<&Wire> {
+        self.link.as_ref().and_then(|link| link.channel.as_ref())
+    }
+
     /// What to poll, in the order of [`Events`].
     fn sockets(&self, now: Instant) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let link = self.link.as_ref().map(|link| {
             let flags = if link.wire.blocked() { PollFlags::OUT } else { PollFlags::IN };
             (link.wire.socket(), flags)
+        });
+        let channel = self.channel().map(|channel| {
+            let also = if channel.blocked() { PollFlags::OUT } else { PollFlags::empty() };
+            (channel.socket(), PollFlags::IN | also)
         });
         let listener = match &self.endpoint {
             Endpoint::Listener { listener, .. } if self.listens(now) => {
@@ -310,7 +345,7 @@ impl Port {
             _ => None,
         };
         let bell = self.host.bell().map(|bell| (bell, PollFlags::IN));
-        link.into_iter().chain(listener).chain(bell)
+        link.into_iter().chain(channel).chain(listener).chain(bell)
     }
 
     /// When it has to have a turn, ready or not.
@@ -333,6 +368,7 @@ impl Port {
         {
             self.end(&end);
         }
+        self.ask(events.channel);
         match &mut self.endpoint {
             Endpoint::Listener { .. } if events.listener => self.accept(),
             Endpoint::Caller { caller, .. } if self.link.is_none() && Instant::now() >= caller.next() => {
@@ -367,6 +403,9 @@ impl Port {
             for refusal in reply.refused {
                 say!(self.lines, warn, socket = %self.path.display(), "refused: {refusal}");
             }
+            if let Some(channel) = reply.channel {
+                link.channel = Some(Wire::channel(channel));
+            }
             if let Some(answer) = reply.answer {
                 link.wire.send(&answer)?;
             }
@@ -374,11 +413,21 @@ impl Port {
         Ok(())
     }
 
+    /// What the device wants of the front-end; a channel that fails is left, and the conversation goes on.
+    fn ask(&mut self, ready: bool) {
+        let Some(link) = &mut self.link else { return };
+        if let Err(why) = link.ask(ready, self.host.as_mut()) {
+            let socket = self.path.display();
+            say!(self.lines, warn, socket = %socket, "back-end channel: {why}; nothing is asked any more");
+            link.channel = None;
+        }
+    }
+
     fn begin(&mut self, socket: OwnedFd) {
         say!(self.comings, info, socket = %self.path.display(), "front-end connected");
         self.host.connected();
         let session = Session::new(self.offer.clone());
-        self.link = Some(Link { wire: Wire::new(socket), session });
+        self.link = Some(Link { wire: Wire::new(socket), session, channel: None });
     }
 
     fn end(&mut self, why: &End) {

@@ -8,21 +8,23 @@
 //! cannot run (its size and addresses are the guest's choice): it stays stopped, and the guest may set
 //! it up anew.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::backend::{Ask, Asked};
 use super::host::{Host, HostError};
 use super::message::{Answer, Frame, Request};
 use super::refusal::{Refusal, SessionError};
 use super::regions::Regions;
 use super::ring::{Kick, Ring, RingError, check_addr, check_base, check_num};
 use crate::spec::vhost_user::{
-    CONFIG_F_MIGRATION, ConfigAccess, F_LOG_ALL, F_PROTOCOL_FEATURES, InflightArea, MAX_CONFIG,
-    MAX_MEM_SLOTS, MAX_VRING_NUM, MAX_VRINGS, MIN_MTU, MemRegion, PROTOCOL_F_CONFIG,
+    CONFIG_F_MIGRATION, ConfigAccess, F_LOG_ALL, F_PROTOCOL_FEATURES, InflightArea, IotlbMsg, MAX_CONFIG,
+    MAX_MEM_SLOTS, MAX_VRING_NUM, MAX_VRINGS, MIN_MTU, MemRegion, PROTOCOL_F_BACKEND_REQ, PROTOCOL_F_CONFIG,
     PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_GET_VRING_BASE_INFLIGHT, PROTOCOL_F_INFLIGHT_SHMFD,
     PROTOCOL_F_LOG_SHMFD, PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU, PROTOCOL_F_RARP, PROTOCOL_F_REPLY_ACK,
-    PROTOCOL_F_RESET_DEVICE, PROTOCOL_F_STATUS, VRING_F_LOG, VringAddr, VringState, id,
+    PROTOCOL_F_RESET_DEVICE, PROTOCOL_F_STATUS, VRING_F_LOG, VringAddr, VringState, id, iotlb,
 };
-use crate::spec::virtio::{F_RING_PACKED, F_VERSION_1};
+use crate::spec::virtio::{F_ACCESS_PLATFORM, F_RING_PACKED, F_VERSION_1};
 
 /// Protocol features that are offered: those that work.
 pub const PROTOCOL_FEATURES: u64 = PROTOCOL_F_MQ
@@ -30,6 +32,7 @@ pub const PROTOCOL_FEATURES: u64 = PROTOCOL_F_MQ
     | PROTOCOL_F_RARP
     | PROTOCOL_F_REPLY_ACK
     | PROTOCOL_F_NET_MTU
+    | PROTOCOL_F_BACKEND_REQ
     | PROTOCOL_F_CONFIG
     | PROTOCOL_F_INFLIGHT_SHMFD
     | PROTOCOL_F_RESET_DEVICE
@@ -58,6 +61,8 @@ pub struct Offer {
 pub struct Reply {
     /// To be sent.
     pub answer: Option<Answer>,
+    /// The channel for our own requests, from now on.
+    pub channel: Option<OwnedFd>,
     /// What was refused, for the log.
     pub refused: Vec<Refusal>,
 }
@@ -75,6 +80,9 @@ pub struct Session {
     config: Vec<u8>,
     regions: Regions,
     rings: Vec<Ring>,
+    /// A channel for our own requests, until it is fetched.
+    channel: Option<OwnedFd>,
+    asked: Asked,
 }
 
 impl Session {
@@ -85,7 +93,17 @@ impl Session {
         assert!(offer.config.len() <= MAX_CONFIG, "{} bytes of configuration", offer.config.len());
         let rings = (0..rings).map(|_| Ring::default()).collect();
         let config = offer.config.clone();
-        Session { offer, features: None, protocol: 0, status: 0, config, regions: Regions::default(), rings }
+        Session {
+            offer,
+            features: None,
+            protocol: 0,
+            status: 0,
+            config,
+            regions: Regions::default(),
+            rings,
+            channel: None,
+            asked: Asked::default(),
+        }
     }
 
     /// Takes a message.
@@ -110,6 +128,7 @@ impl Session {
                     id::GET_CONFIG => Some(Answer::no_config()),
                     // Of a message that is not served, an acknowledgement is as good as any answer.
                     _ if acknowledge && matches!(why, Refusal::Unknown(_)) => Some(Answer::number(id, 1)),
+                    id::IOTLB_MSG => Some(Answer::number(id, 1)),
                     _ if has_answer(id, self.protocol) => return Err(SessionError::Unanswerable(why)),
                     _ if acknowledge => Some(Answer::number(id, 1)),
                     _ if why.spares_the_connection() => None,
@@ -119,7 +138,24 @@ impl Session {
                 answer
             }
         };
-        Ok(Reply { answer, refused })
+        Ok(Reply { answer, channel: self.channel.take(), refused })
+    }
+
+    /// What is to be sent on the channel for our own requests now; to be asked after every message, and when
+    /// the host may have something to ask.
+    pub fn requests(&mut self, host: &mut dyn Host) -> Vec<u8> {
+        host.asks().into_iter().for_each(|ask| self.asked.push(ask));
+        self.asked.send(self.protocol & PROTOCOL_F_REPLY_ACK != 0)
+    }
+
+    /// Takes a reply from that channel. `false`: it is none to anything.
+    pub fn on_reply(&mut self, frame: &Frame, host: &mut dyn Host) -> bool {
+        let reply = self.asked.reply(frame);
+        // QEMU does not know ACCESS_FAIL.
+        if let Some((ask @ Ask::Miss { .. }, false)) = reply {
+            host.refused(ask);
+        }
+        reply.is_some()
     }
 
     /// Ends the conversation: no ring runs and no memory is mapped afterwards. What went wrong on the
@@ -162,6 +198,16 @@ impl Session {
                 return Ok(Some(Answer::config(access, bytes)));
             }
             Request::Unknown(id) => return Err(Refusal::Unknown(id)),
+            // Spec "Front-end message types": always answered.
+            Request::Iotlb(entry) => {
+                self.iotlb(&entry, host)?;
+                return number(id::IOTLB_MSG, 0);
+            }
+            Request::SetBackendReqFd(channel) => {
+                self.has_protocol(PROTOCOL_F_BACKEND_REQ, id::SET_BACKEND_REQ_FD)?;
+                self.channel = Some(channel);
+                self.asked = Asked::default();
+            }
 
             Request::SetOwner => {}
             Request::ResetOwner => self.stop_anew(host)?,
@@ -250,6 +296,20 @@ impl Session {
             }
         }
         Ok(None)
+    }
+
+    fn has_protocol(&self, feature: u64, id: u32) -> Result<(), Refusal> {
+        if self.protocol & feature != 0 { Ok(()) } else { Err(Refusal::NotNegotiated(id)) }
+    }
+
+    fn iotlb(&mut self, entry: &IotlbMsg, host: &mut dyn Host) -> Result<(), Refusal> {
+        let negotiated = self.features() & F_ACCESS_PLATFORM != 0;
+        match entry.kind {
+            iotlb::UPDATE if negotiated => host.translate(entry),
+            iotlb::INVALIDATE if negotiated => host.invalidate(entry),
+            kind => return Err(Refusal::IotlbKind { kind, negotiated }),
+        }
+        .map_err(Refusal::Iotlb)
     }
 
     fn offered(&self) -> u64 {

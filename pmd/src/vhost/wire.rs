@@ -13,7 +13,7 @@ use rustix::net::{
 };
 use zerocopy::FromBytes;
 
-use super::message::{Answer, Fds, Frame, FramingError, check_header};
+use super::message::{Answer, Fds, Frame, FramingError, check_header, check_reply};
 use crate::spec::vhost_user::Header;
 
 const HEADER: usize = size_of::<Header>();
@@ -65,12 +65,18 @@ pub(super) struct Wire {
     unsent: Vec<u8>,
     /// Goes with the first of the bytes that are unsent.
     unsent_fd: Option<Arc<OwnedFd>>,
+    check: fn(&Header) -> Result<(), FramingError>,
 }
 
 impl Wire {
     pub(super) fn new(socket: OwnedFd) -> Wire {
         let (header, payload, fds, unsent) = ([0; HEADER], Vec::new(), Fds::default(), Vec::new());
-        Wire { socket, header, payload, got: 0, fds, unsent, unsent_fd: None }
+        Wire { socket, header, payload, got: 0, fds, unsent, unsent_fd: None, check: check_header }
+    }
+
+    /// The channel for our own requests, where only replies come.
+    pub(super) fn channel(socket: OwnedFd) -> Wire {
+        Wire { check: check_reply, ..Wire::new(socket) }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -99,7 +105,7 @@ impl Wire {
             }
             if self.got == HEADER {
                 let header = Header::read_from_bytes(&self.header).expect("a header's worth of bytes");
-                check_header(&header)?;
+                (self.check)(&header)?;
                 self.payload.resize(header.size as usize, 0);
             }
         }
@@ -110,6 +116,12 @@ impl Wire {
         assert!(answer.fd().is_none() || self.unsent.is_empty(), "no message is served while answers wait");
         self.unsent_fd = answer.fd().cloned();
         self.unsent.extend_from_slice(&answer.encode());
+        self.flush()
+    }
+
+    /// Sends requests, as far as the socket takes them.
+    pub(super) fn request(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        self.unsent.extend_from_slice(bytes);
         self.flush()
     }
 

@@ -47,6 +47,8 @@ pub(super) struct Log {
     marks: Marks,
     signal: Option<Arc<OwnedFd>>,
     table: Arc<Table>,
+    /// The ring's areas, if they are given by I/O addresses.
+    areas: Option<Arc<Table>>,
     descriptors: u64,
     device: u64,
     lent: Vec<Lent>,
@@ -56,15 +58,22 @@ pub(super) struct Log {
 
 impl Log {
     /// The log of a ring over `table`.
-    pub(super) fn new(target: Target, ring: &RingLayout, table: &Arc<Table>) -> Log {
+    pub(super) fn new(
+        target: Target,
+        ring: &RingLayout,
+        table: &Arc<Table>,
+        areas: Option<Arc<Table>>,
+    ) -> Log {
         let split = !ring.has(v::F_RING_PACKED);
         Log {
             marks: Marks::new(target.log),
             signal: target.signal,
             table: Arc::clone(table),
             descriptors: ring.desc,
-            // Of a packed ring, a front-end gives the address of one area, and which is not clear.
-            device: target.used.filter(|_| split).unwrap_or(ring.device),
+            // Of a packed ring, a front-end gives the address of one area, and which is not clear; of one behind
+            // an IOMMU, QEMU gives an I/O address.
+            device: target.used.filter(|_| split && areas.is_none()).unwrap_or(ring.device),
+            areas,
             lent: vec![Lent::default(); usize::from(ring.size)],
             staged: Vec::new(),
         }
@@ -130,7 +139,17 @@ impl Log {
     /// The device wrote there.
     pub(super) fn wrote(&mut self, Written { descriptors, at, len }: Written) {
         let area = if descriptors { self.descriptors } else { self.device };
-        self.marks.mark(area.saturating_add(at.into()), len.into());
+        let at = area.saturating_add(at.into());
+        let Some(areas) = &self.areas else { return self.marks.mark(at, len.into()) };
+        let end = at.saturating_add(len.into());
+        for region in areas.regions() {
+            let (from, to) = (at.max(region.gpa), end.min(region.gpa + region.len));
+            if from < to
+                && let Some(gpa) = self.table.gpa_of(region.user + (from - region.gpa))
+            {
+                self.marks.mark(gpa, to - from);
+            }
+        }
     }
 
     /// Brings what was marked into the bitmap.
@@ -154,7 +173,8 @@ impl<L: Layout> super::Vring<L> {
         let mut track = self.track.take().unwrap_or_default();
         let before = track.log.take();
         if let Some(target) = target {
-            let mut log = Log::new(target, &self.place, self.lender.table());
+            let areas = self.iommu.as_ref().map(|iommu| Arc::clone(&iommu.areas));
+            let mut log = Log::new(target, &self.place, self.lender.table(), areas);
             if let Some(before) = before {
                 log.go_on(before);
             } else {

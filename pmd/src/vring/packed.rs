@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use hugepages::{Buf, Lender, Monitor, OutOfRange, Table, Words};
+use hugepages::{Buf, Monitor, OutOfRange, Table, Words};
 
 use super::access::Access;
 use super::log::Written;
-use super::walk::Walk;
+use super::walk::{Memory, Walk};
 use super::{Chain, Fault, Layout, RingLayout, Rules, Single, Way, notify, place};
 use crate::batch::Batch;
 use crate::spec::virtio as v;
@@ -127,9 +127,9 @@ impl<A: Access> Packed<A> {
 
     /// A chain of several descriptors, or an indirect one. The descriptors follow each other; the id
     /// is in the last (§2.8.6), which is why the chain is gone through twice.
-    fn chain(
+    fn chain<M: Memory>(
         &self,
-        mem: &Lender,
+        mem: &M,
         rules: Rules,
         out: &mut Batch<Buf>,
         first: (u64, u64),
@@ -184,7 +184,13 @@ impl<A: Access> Packed<A> {
 }
 
 /// §2.8.7: the entries of the table are the chain, in order; only `WRITE` means anything in them.
-fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16, descs: u16) -> Result<Chain, Fault> {
+fn indirect<M: Memory>(
+    mut walk: Walk<'_, M>,
+    table: u64,
+    len: u32,
+    flags: u16,
+    descs: u16,
+) -> Result<Chain, Fault> {
     for i in 0..walk.indirect_entries(len, flags)? {
         let (addr, len, _, mut flags) = fields(walk.indirect_entry(table, i)?);
         if flags & v::DESC_F_INDIRECT != 0 {
@@ -234,7 +240,12 @@ impl<A: Access> Layout for Packed<A> {
     }
 
     #[inline(always)]
-    fn pop(&mut self, mem: &Lender, rules: Rules, out: &mut Batch<Buf>) -> Result<Option<Chain>, Fault> {
+    fn pop<M: Memory>(
+        &mut self,
+        mem: &M,
+        rules: Rules,
+        out: &mut Batch<Buf>,
+    ) -> Result<Option<Chain>, Fault> {
         let desc = self.seen(self.next.at);
         let (addr, len, id, flags) = fields(desc);
         if !self.next.offered(flags) {
@@ -422,9 +433,9 @@ impl<A: Access> Layout for Packed<A> {
         self.out = places;
     }
 
-    fn again(
+    fn again<M: Memory>(
         &mut self,
-        mem: &Lender,
+        mem: &M,
         rules: Rules,
         out: &mut Batch<Buf>,
         _head: u16,

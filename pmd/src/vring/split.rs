@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use hugepages::{Buf, Lender, Monitor, OutOfRange, Table, Words};
+use hugepages::{Buf, Monitor, OutOfRange, Table, Words};
 
 use zerocopy::IntoBytes;
 
 use super::access::Access;
 use super::log::Written;
-use super::walk::Walk;
+use super::walk::{Memory, Walk};
 use super::{Chain, Fault, Layout, RingLayout, Rules, Single, notify};
 use crate::batch::Batch;
 use crate::spec::virtio as v;
@@ -67,7 +67,7 @@ impl<A: Access> Split<A> {
     }
 
     /// A chain of several descriptors, or an indirect one.
-    fn chain(&self, mut walk: Walk<'_>, mut desc: (u64, u64)) -> Result<Chain, Fault> {
+    fn chain<M: Memory>(&self, mut walk: Walk<'_, M>, mut desc: (u64, u64)) -> Result<Chain, Fault> {
         for _ in 0..self.size {
             let (addr, len, flags, next) = fields(desc);
             if flags & v::DESC_F_INDIRECT != 0 {
@@ -88,7 +88,7 @@ fn fields((addr, rest): (u64, u64)) -> (u64, u32, u16, u16) {
 }
 
 /// §2.7.5.3: the table is a chain of its own, linked by `next` from its entry 0 on.
-fn indirect(mut walk: Walk<'_>, table: u64, len: u32, flags: u16) -> Result<Chain, Fault> {
+fn indirect<M: Memory>(mut walk: Walk<'_, M>, table: u64, len: u32, flags: u16) -> Result<Chain, Fault> {
     let entries = walk.indirect_entries(len, flags)?;
     let mut i = 0;
     for _ in 0..entries {
@@ -138,7 +138,12 @@ impl<A: Access> Layout for Split<A> {
     }
 
     #[inline(always)]
-    fn pop(&mut self, mem: &Lender, rules: Rules, out: &mut Batch<Buf>) -> Result<Option<Chain>, Fault> {
+    fn pop<M: Memory>(
+        &mut self,
+        mem: &M,
+        rules: Rules,
+        out: &mut Batch<Buf>,
+    ) -> Result<Option<Chain>, Fault> {
         if !self.available()? {
             return Ok(None);
         }
@@ -272,9 +277,9 @@ impl<A: Access> Layout for Split<A> {
         self.seen = self.next;
     }
 
-    fn again(
+    fn again<M: Memory>(
         &mut self,
-        mem: &Lender,
+        mem: &M,
         rules: Rules,
         out: &mut Batch<Buf>,
         head: u16,

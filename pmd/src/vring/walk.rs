@@ -1,14 +1,48 @@
 //! The walk through one chain, the same for both layouts.
 
-use hugepages::{Buf, Lender, OutOfRange};
+use hugepages::{Buf, Lender, OutOfRange, Pod};
 
 use super::{Chain, Fault, MAX_INDIRECT, MAX_WALK, Rules, Way};
 use crate::batch::Batch;
 use crate::spec::virtio as v;
 
+/// Where the addresses in descriptors lead: a type of its own for each meaning they can have, so that the
+/// common one costs nothing.
+pub trait Memory {
+    /// Lends `len` bytes at `addr` under a number.
+    ///
+    /// # Errors
+    /// When they are not at one place.
+    fn lend(&self, addr: u64, len: u32, id: u16, write: bool) -> Result<Buf, OutOfRange>;
+    /// How many bytes from `addr` on are at one place, to be read or written.
+    fn contiguous(&self, addr: u64, write: bool) -> u64;
+    /// A copy of the value at `addr`.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn peek<T: Pod>(&self, addr: u64) -> Result<T, OutOfRange>;
+}
+
+/// Guest addresses.
+impl Memory for Lender {
+    #[inline(always)]
+    fn lend(&self, addr: u64, len: u32, id: u16, write: bool) -> Result<Buf, OutOfRange> {
+        if write { self.lend_writable(addr, len, id) } else { Lender::lend(self, addr, len, id) }
+    }
+
+    fn contiguous(&self, addr: u64, _write: bool) -> u64 {
+        self.table().contiguous(addr)
+    }
+
+    #[inline(always)]
+    fn peek<T: Pod>(&self, addr: u64) -> Result<T, OutOfRange> {
+        Lender::peek(self, addr)
+    }
+}
+
 /// Checks direction and total, lends, counts.
-pub(crate) struct Walk<'a> {
-    mem: &'a Lender,
+pub(crate) struct Walk<'a, M> {
+    mem: &'a M,
     pub(super) rules: Rules,
     out: &'a mut Batch<Buf>,
     first: usize,
@@ -19,9 +53,9 @@ pub(crate) struct Walk<'a> {
     overflow: bool,
 }
 
-impl<'a> Walk<'a> {
+impl<'a, M: Memory> Walk<'a, M> {
     #[inline(always)]
-    pub(super) fn new(mem: &'a Lender, rules: Rules, out: &'a mut Batch<Buf>, id: u16) -> Self {
+    pub(super) fn new(mem: &'a M, rules: Rules, out: &'a mut Batch<Buf>, id: u16) -> Self {
         let first = out.len();
         Walk { mem, rules, out, first, id, bytes: 0, walked: 0, writing: false, overflow: false }
     }
@@ -36,12 +70,7 @@ impl<'a> Walk<'a> {
             Way::Both => true,
         };
         if fits && len > 0 {
-            let lent = if write {
-                self.mem.lend_writable(addr, len, self.id)
-            } else {
-                self.mem.lend(addr, len, self.id)
-            };
-            if let Ok(buf) = lent {
+            if let Ok(buf) = self.mem.lend(addr, len, self.id, write) {
                 self.out.push(buf);
                 return Ok(Chain { id: self.id, descs, bytes: len, overflow: false });
             }
@@ -74,7 +103,7 @@ impl<'a> Walk<'a> {
         // A buffer may go on from one region into the next: one piece for each.
         while len > 0 {
             let whole = OutOfRange { gpa: addr, len: u64::from(len) };
-            let run = self.mem.table().contiguous(addr);
+            let run = self.mem.contiguous(addr, write);
             if run == 0 {
                 return Err(whole.into());
             }
@@ -82,12 +111,7 @@ impl<'a> Walk<'a> {
             if self.out.room() == 0 {
                 self.overflow = true;
             } else {
-                let lent = if write {
-                    self.mem.lend_writable(addr, piece, self.id)
-                } else {
-                    self.mem.lend(addr, piece, self.id)
-                };
-                let mut buf = lent?;
+                let mut buf = self.mem.lend(addr, piece, self.id, write)?;
                 buf.set_more(true);
                 self.out.push(buf);
             }

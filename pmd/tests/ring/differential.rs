@@ -22,7 +22,8 @@ struct Other {
 impl Other {
     fn new(size: u16, features: u64, way: Way) -> Other {
         // The ring of this rig is never used.
-        let Rig { raw, .. } = Rig::new(Form { packed: false, checked: false }, size, features, way);
+        let Rig { raw, .. } =
+            Rig::new(Form { packed: false, checked: false, translated: false }, size, features, way);
         let map = &raw.table().regions()[0].map;
         let file = std::fs::File::from(map.fd().try_clone_to_owned().unwrap());
         let range = (GuestAddress(0), map.len(), Some(FileOffset::new(file, 0)));
@@ -181,7 +182,7 @@ proptest! {
     ) {
         let features = v::F_VERSION_1 | v::F_INDIRECT_DESC | if event_idx { v::F_EVENT_IDX } else { 0 };
         for checked in [false, true] {
-            play(Form { packed: false, checked }, 1 << exponent, features, &acts);
+            play(Form { packed: false, checked, translated: false }, 1 << exponent, features, &acts);
         }
     }
 }

@@ -8,7 +8,7 @@ use pmd::vring::driver::{Desc, Raw, Segment};
 use pmd::vring::{Fault, MAX_WALK, Way};
 use pmd::with_ring;
 
-use crate::rig::{DATA, FORMS, Form, Guest, MEMORY, Rig};
+use crate::rig::{DATA, FORMS, Form, Guest, MEMORY, Rig, plain_forms};
 
 const SIZE: u16 = 256;
 /// A feature set for each case: plain, and with everything that changes the paths taken.
@@ -259,7 +259,7 @@ fn t4_heads_that_share_a_long_chain() {
 
 #[test]
 fn t5_empty_receive_chains_between_others_that_are_put_back() {
-    for form in FORMS {
+    for form in plain_forms() {
         for features in FEATURES {
             let Rig { mut ring, raw, .. } = Rig::new(form, SIZE, features, Way::ToDriver);
             let mut guest = Guest::new(&raw);
@@ -429,7 +429,7 @@ fn t8_edges_of_regions() {
     }
     // Over the border of two regions: in two pieces, each inside its own. Only checked rings have one.
     everywhere(Way::FromDriver, |mut case| {
-        if case.rig.table.regions().len() == 1 {
+        if case.form.translated || case.rig.table.regions().len() == 1 {
             return;
         }
         let border = case.rig.table.regions()[1].gpa;

@@ -76,7 +76,8 @@ impl Migration {
         rustix::io::pwrite(&self.file, &[0; PAGES / 8], 0).unwrap();
         let memory = read(rig.table.regions()[0].map.fd(), MEMORY as usize);
         for page in 0..PAGES {
-            let dirty = bits[page / 8] >> (page % 8) & 1 == 1;
+            let bit = rig.place((page * PAGE) as u64) as usize / PAGE;
+            let dirty = bits[bit / 8] >> (bit % 8) & 1 == 1;
             assert!(!exact || !dirty || self.device[page], "page {page} is marked and was not written");
             if dirty || std::mem::take(&mut self.guest[page]) {
                 let at = page * PAGE..(page + 1) * PAGE;
@@ -176,9 +177,9 @@ impl Play {
         let areas = self.rig.raw.areas();
         let split = !areas.has(v::F_RING_PACKED);
         let bytes = if split { 6 + 8 * u64::from(areas.size) } else { 4 };
-        let page = |at: u64| (areas.device + at) as usize / PAGE;
-        let (first, last) = (page(0), page(bytes - 1));
-        (first..=last).filter(move |page| way != Way::ToDriver || *page == first || *page == last)
+        let (first, last) = (areas.device / PAGE as u64, (areas.device + bytes - 1) / PAGE as u64);
+        let some = (first..=last).filter(move |page| way != Way::ToDriver || *page == first || *page == last);
+        some.map(|page| page as usize)
     }
 
     /// Everything comes home, as before a ring is stopped.

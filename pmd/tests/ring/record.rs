@@ -6,9 +6,9 @@ use std::sync::Arc;
 use hugepages::{Backing, Buf, Map, PageSize, Table};
 use pmd::Batch;
 use pmd::spec::virtio as v;
+use pmd::vring::Way;
 use pmd::vring::driver::Segment;
 use pmd::vring::record::{Area, bytes};
-use pmd::vring::{AnyVring, Way};
 use proptest::prelude::*;
 
 use super::rig::{DATA, FORMS, Form, Guest, Rig};
@@ -75,7 +75,7 @@ impl Play {
     /// The ring is gone and opened again, as a front-end opens it that knows nothing.
     fn crash(&mut self) {
         self.flying.drain(..).flatten().for_each(|buf| drop(buf.finish(0)));
-        self.rig.ring = AnyVring::open(&self.rig.raw.areas().ring(self.way), &self.rig.table).unwrap();
+        self.rig.reopen(self.way);
         self.rig.ring.record(&self.area).unwrap();
     }
 

@@ -8,7 +8,8 @@ use hugepages::{Backing, Buf, Loan, Map, PageSize, Region, Table};
 use pmd::Batch;
 use pmd::spec::virtio as v;
 use pmd::vring::driver::{Areas, Desc, Raw, Segment};
-use pmd::vring::{AnyVring, Chain, Way};
+use pmd::vring::iotlb::{Change, Entry, Iotlb, Want};
+use pmd::vring::{AnyVring, Chain, RingLayout, Way};
 use pmd::with_ring;
 
 /// Where buffers and indirect tables of tests begin; the rings lie before.
@@ -21,15 +22,30 @@ pub(crate) const MEMORY: u64 = 0x10_0000;
 pub(crate) struct Form {
     pub(crate) packed: bool,
     pub(crate) checked: bool,
+    /// Its addresses are those of an IOMMU, which the device learns page by page.
+    pub(crate) translated: bool,
+}
+
+const fn form(packed: bool, checked: bool, translated: bool) -> Form {
+    Form { packed, checked, translated }
 }
 
 /// All forms of a ring.
-pub(crate) const FORMS: [Form; 4] = [
-    Form { packed: false, checked: false },
-    Form { packed: false, checked: true },
-    Form { packed: true, checked: false },
-    Form { packed: true, checked: true },
+pub(crate) const FORMS: [Form; 8] = [
+    form(false, false, false),
+    form(false, true, false),
+    form(true, false, false),
+    form(true, true, false),
+    form(false, false, true),
+    form(false, true, true),
+    form(true, false, true),
+    form(true, true, true),
 ];
+
+/// Those whose addresses are the guest's.
+pub(crate) fn plain_forms() -> impl Iterator<Item = Form> {
+    FORMS.into_iter().filter(|form| !form.translated)
+}
 
 /// A ring under test, in memory that the test writes as it likes.
 pub(crate) struct Rig {
@@ -37,6 +53,31 @@ pub(crate) struct Rig {
     pub(crate) raw: Raw,
     pub(crate) table: Arc<Table>,
     origin: u64,
+    areas: Arc<Table>,
+    form: Form,
+    memory: u64,
+}
+
+const PAGE: u64 = 4096;
+
+/// The guest address of an address that the driver uses. Behind an IOMMU, the rings come behind the data,
+/// page by page in reverse order for a checked ring.
+fn place(form: Form, at: u64, memory: u64) -> u64 {
+    match at {
+        _ if !form.translated => at,
+        DATA.. => at - DATA,
+        _ if form.checked => memory - PAGE - at / PAGE * PAGE + at % PAGE,
+        _ => memory - DATA + at,
+    }
+}
+
+fn open(form: Form, ring: &RingLayout, areas: &Arc<Table>, memory: &Arc<Table>) -> AnyVring {
+    let open = if form.translated {
+        AnyVring::open_translated(ring, areas, memory, &Iotlb::default(), true)
+    } else {
+        AnyVring::open(ring, memory)
+    };
+    open.unwrap()
 }
 
 impl Rig {
@@ -53,26 +94,66 @@ impl Rig {
         let origin = map.address();
         let region =
             |gpa, len| Region { gpa, len, user: origin + gpa, map: Arc::clone(&map), at: gpa as usize };
-        // The guest sees its memory as it is; the border is a matter of what the device was told.
+        // The driver sees its memory in one piece; the border is a matter of what the device was told.
         let guest = Arc::new(Table::new(vec![region(0, memory)]).unwrap());
         let border = 0x1000;
         let at = if form.checked { border - 128 } else { 0 };
         let areas = Areas::at(at, size, features, 0);
         assert!(areas.end <= DATA);
         let mut regions = vec![region(0, memory)];
-        if form.checked {
+        if form.checked && !form.translated {
             // Small rings have all descriptors before the border: then it is the areas that are apart.
             regions = vec![region(0, border), region(border, memory - border)];
         }
-        let table = Arc::new(Table::new(regions).unwrap());
-        let ring = AnyVring::open(&areas.ring(way), &table).unwrap();
+        let mut parts = regions.clone();
+        if form.translated {
+            let part = if form.checked { PAGE } else { DATA };
+            parts = (0..DATA / part).map(|i| region(i * part, part)).collect();
+            let placed = |r: &Region| Region { gpa: place(form, r.gpa, memory), ..r.clone() };
+            regions = parts.iter().chain(&[region(DATA, memory - DATA)]).map(placed).collect();
+        }
+        let (table, parts) = (Table::new(regions).unwrap(), Table::new(parts).unwrap());
+        let (table, parts) = (Arc::new(table), Arc::new(parts));
+        let ring = open(form, &areas.ring(way), &parts, &table);
         let crosses = areas.desc < border && areas.desc + 16 * u64::from(size) > border;
         assert_eq!(ring.mapped(), !(form.checked && crosses));
-        Rig { ring, raw: Raw::open(&areas, &guest).unwrap(), table, origin }
+        Rig { ring, raw: Raw::open(&areas, &guest).unwrap(), table, areas: parts, origin, form, memory }
+    }
+
+    /// The ring is gone and opened again, as a front-end opens it that knows nothing.
+    pub(crate) fn reopen(&mut self, way: Way) {
+        self.ring = open(self.form, &self.raw.areas().ring(way), &self.areas, &self.table);
     }
 
     pub(crate) fn pop(&mut self, out: &mut Batch<Buf>) -> Option<Chain> {
-        with_ring!(&mut self.ring, ring => ring.pop(out))
+        loop {
+            let chain = with_ring!(&mut self.ring, ring => ring.pop(out));
+            if chain.is_some() || !self.translate() {
+                return chain;
+            }
+        }
+    }
+
+    /// Answers what the ring asks its front-end; whether it did.
+    fn translate(&mut self) -> bool {
+        let mut wants = Vec::new();
+        self.ring.wants(&mut wants);
+        for want in &wants {
+            let Want::Translation(miss) = *want else { continue };
+            self.ring.change(if miss.iova < self.memory {
+                let (first, last, perm) = (miss.iova, miss.iova + PAGE - 1, 3);
+                Change::Add(Entry { first, last, gpa: place(self.form, first, self.memory), perm })
+            } else {
+                Change::Refuse(miss)
+            });
+        }
+        assert!(!wants.is_empty() || !self.ring.blocked(), "it waits and asks for nothing");
+        !wants.is_empty()
+    }
+
+    /// The guest address of an address of the driver's.
+    pub(crate) fn place(&self, at: u64) -> u64 {
+        place(self.form, at, self.memory)
     }
 
     /// Pops as ports do: runs of simple chains in one go. Their buffers, and how many chains.

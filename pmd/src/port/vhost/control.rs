@@ -12,16 +12,18 @@ use tracing::debug;
 
 use super::attendant::Attendant;
 use super::commands::{Answer, Commands};
-use super::door::{Door, Side, Stuck};
+use super::door::{Caller, Door, Side, Stuck};
 use super::herald::Herald;
+use super::iommu::{self, Iommu};
 use super::queue::{Events, Ring};
 use crate::batch::Batch;
 use crate::spec::net;
-use crate::spec::vhost_user::{InflightArea, LogArea, MemRegion, VRING_F_LOG, VringAddr};
+use crate::spec::vhost_user::{InflightArea, IotlbMsg, LogArea, MemRegion, VRING_F_LOG, VringAddr};
 use crate::spec::virtio as v;
 use crate::sys::eventfd::EventFd;
 use crate::vhost::lines::{Lines, say};
-use crate::vhost::{Host, HostError, RingSetup, Signals};
+use crate::vhost::{Ask, Host, HostError, RingSetup, Signals};
+use crate::vring::iotlb::{Change, Miss};
 use crate::vring::log::Target;
 use crate::vring::record;
 use crate::vring::{AnyVring, RingLayout, Vring, Way};
@@ -41,6 +43,8 @@ enum Place {
     Running,
     /// With its queue, which was asked for it in vain.
     Late,
+    /// With no queue, until it is known where its areas are.
+    Waiting,
 }
 
 /// What is left of a port's patience.
@@ -70,8 +74,12 @@ pub(super) struct Control {
     /// Port and socket, for the log.
     name: String,
     doors: Arc<[Door]>,
+    caller: Arc<Caller>,
     up: Arc<AtomicBool>,
     mapped: bool,
+    iommu: Iommu,
+    /// By ring: what it was started with, if it uses addresses of the guest's IOMMU.
+    translated: Vec<Option<RingSetup>>,
     table: Option<Arc<Table>>,
     rings: Vec<Place>,
     logging: Logging,
@@ -137,17 +145,22 @@ impl Control {
     pub(super) fn new(
         name: String,
         doors: Arc<[Door]>,
+        caller: Arc<Caller>,
         up: Arc<AtomicBool>,
         mapped: bool,
         mac: [u8; 6],
     ) -> Control {
         let rings = vec![Place::Home; doors.len() * 2];
+        let translated = vec![None; rings.len()];
         let commands = Commands::new(0, doors.len() as u16, mac);
         Control {
             name,
             doors,
+            caller,
             up,
             mapped,
+            iommu: Iommu::default(),
+            translated,
             table: None,
             rings,
             logging: Logging::default(),
@@ -185,6 +198,8 @@ impl Control {
             covers(log, &table)?;
         }
         self.table = Some(Arc::new(table));
+        // Rings ask again for what they need.
+        self.iommu.clear();
         Ok(())
     }
 
@@ -199,33 +214,117 @@ impl Control {
         Ok(Region { gpa: guest, len: size, user, map: Arc::new(map), at })
     }
 
-    fn open(&self, setup: &RingSetup, way: Way) -> Result<AnyVring, OutOfRange> {
+    /// Opens a ring; `None`: it is not known yet where its areas are.
+    fn open(&mut self, setup: &RingSetup, way: Way) -> Result<Option<AnyVring>, OutOfRange> {
+        if setup.features & v::F_ACCESS_PLATFORM != 0 {
+            return self.open_translated(setup, way);
+        }
         let nowhere = |user| OutOfRange { gpa: user, len: 1 };
         let table = self.table.as_ref().ok_or(nowhere(setup.addr.descriptors))?;
         let gpa = |user| table.gpa_of(user).ok_or(nowhere(user));
-        let layout = RingLayout {
-            size: setup.num,
-            desc: gpa(setup.addr.descriptors)?,
-            driver: gpa(setup.addr.available)?,
-            device: gpa(setup.addr.used)?,
-            features: setup.features,
-            base: setup.base,
-            way,
-        };
-        if self.mapped {
+        let layout = layout(setup, way, gpa)?;
+        let open = if self.mapped {
             AnyVring::open(&layout, table)
         } else if setup.features & v::F_RING_PACKED != 0 {
             Vring::open(&layout, table).map(AnyVring::PackedChecked)
         } else {
             Vring::open(&layout, table).map(AnyVring::SplitChecked)
+        };
+        open.map(Some)
+    }
+
+    fn open_translated(&mut self, setup: &RingSetup, way: Way) -> Result<Option<AnyVring>, OutOfRange> {
+        let Some(memory) = &self.table else { return Ok(None) };
+        let Some(areas) = self.iommu.areas(setup, memory) else { return Ok(None) };
+        let layout = layout(setup, way, |iova| Ok(iova))?;
+        AnyVring::open_translated(&layout, &areas, memory, &self.iommu.tlb, self.mapped).map(Some)
+    }
+
+    /// Starts rings that wait until it is known where their areas are, if it is.
+    fn start_waiting(&mut self) {
+        for ring in 0..self.rings.len() {
+            if self.rings[ring] == Place::Late && self.translated[ring].is_some() {
+                // Late for an `INVALIDATE`; it may have come since.
+                let _ = self.take_waiting(ring as u16, Duration::ZERO);
+            }
+            if self.rings[ring] == Place::Waiting
+                && let Some(setup) = self.translated[ring].clone()
+                && let Err(why) = self.run(setup)
+            {
+                debug!("{why}");
+            }
         }
+    }
+
+    /// Takes rings home that have an area there, until it is known again where it is; then as
+    /// [`Host::invalidate`].
+    fn forget(&mut self, range: (u64, u64)) -> Result<(), HostError> {
+        let since = Instant::now();
+        let patience = self.patience.left(since);
+        let rings = 0..self.rings.len() as u16;
+        let running = |control: &Control, ring: u16| {
+            let at = usize::from(ring);
+            let out = matches!(control.rings[at], Place::Running | Place::Late);
+            control.translated[at].as_ref().filter(|_| out).map(|setup| iommu::touches(setup, range))
+        };
+        let rings: Vec<_> = rings.filter_map(|ring| Some((ring, running(self, ring)?))).collect();
+        for &(ring, touched) in &rings {
+            self.door(ring).leave(side(ring), range);
+            if touched {
+                self.door(ring).away(side(ring));
+                // Asked here, waited for below.
+                let _ = self.take_waiting(ring, Duration::ZERO);
+            }
+        }
+        let mut all = Ok(());
+        for (ring, touched) in rings {
+            let left = patience.saturating_sub(since.elapsed());
+            let gone = self.door(ring).left(side(ring), left).map_err(late);
+            let home = if touched && self.rings[usize::from(ring)] != Place::Waiting {
+                self.take_waiting(ring, patience.saturating_sub(since.elapsed()))
+            } else {
+                Ok(())
+            };
+            all = all.and(gone).and(home);
+        }
+        self.patience.spend(since.elapsed());
+        all
+    }
+
+    /// Takes a ring that is to go on when its areas are known again.
+    fn take_waiting(&mut self, ring: u16, patience: Duration) -> Result<(), HostError> {
+        let home = self.take(ring, patience)?;
+        if let Some(setup) = &mut self.translated[usize::from(ring)] {
+            setup.base = home.ring.base();
+        }
+        self.rings[usize::from(ring)] = Place::Waiting;
+        Ok(())
+    }
+
+    /// Opens a ring and gives it to its queue, unless it has to wait.
+    fn run(&mut self, setup: RingSetup) -> Result<(), HostError> {
+        let index = setup.index;
+        let Some(mut ring) = self.ring(&setup, false)? else {
+            self.rings[usize::from(index)] = Place::Waiting;
+            return Ok(());
+        };
+        ring.obey(self.commands.orders(index));
+        self.door(index).give(side(index), ring);
+        self.rings[usize::from(index)] = Place::Running;
+        self.set_link();
+        Ok(())
+    }
+
+    /// Where a ring is; the control queue, if that is not one of a door.
+    fn place(&self, ring: u16) -> Place {
+        self.rings.get(usize::from(ring)).copied().unwrap_or(Place::Home)
     }
 
     /// Asks for a ring. One that comes is at home, whatever it was before.
     fn take(&mut self, ring: u16, patience: Duration) -> Result<Ring, HostError> {
         let home = self.door(ring).take(side(ring), patience);
         self.rings[usize::from(ring)] = if home.is_ok() { Place::Home } else { Place::Late };
-        home.map_err(|Stuck { waited_ms, lent }| HostError::Late { waited_ms: waited_ms as u64, lent })
+        home.map_err(late)
     }
 
     fn set_used_log(&mut self, ring: u16, addr: &VringAddr) {
@@ -236,7 +335,7 @@ impl Control {
     /// Tells rings where to log and waits until they do.
     fn log(&mut self, rings: impl Iterator<Item = u16> + Clone) -> Result<(), HostError> {
         let since = Instant::now();
-        let out = rings.filter(|ring| self.rings[usize::from(*ring)] != Place::Home);
+        let out = rings.filter(|ring| matches!(self.rings[usize::from(*ring)], Place::Running | Place::Late));
         for ring in out.clone() {
             self.door(ring).log(side(ring), self.logging.target(ring));
         }
@@ -244,8 +343,8 @@ impl Control {
         let patience = self.patience.left(since);
         for ring in out {
             let left = patience.saturating_sub(since.elapsed());
-            if let Err(Stuck { waited_ms, lent }) = self.door(ring).logs(side(ring), left) {
-                all = Err(HostError::Late { waited_ms: waited_ms as u64, lent });
+            if let Err(stuck) = self.door(ring).logs(side(ring), left) {
+                all = Err(late(stuck));
             }
         }
         self.patience.spend(since.elapsed());
@@ -259,8 +358,9 @@ impl Control {
         self.log(0..self.rings.len() as u16)
     }
 
-    /// Makes a ring of what a front-end has said of it. `commanded`: it is the control queue.
-    fn ring(&mut self, setup: &RingSetup, commanded: bool) -> Result<Ring, HostError> {
+    /// Makes a ring of what a front-end has said of it; `None`: it is not known yet where its areas are.
+    /// `commanded`: it is the control queue.
+    fn ring(&mut self, setup: &RingSetup, commanded: bool) -> Result<Option<Ring>, HostError> {
         let index = setup.index;
         let (name, way) = match (commanded, side(index)) {
             (true, _) => (format!("{} control queue", self.name), Way::Both),
@@ -268,12 +368,16 @@ impl Control {
             (false, Side::ToGuest) => (self.ring_name(index), Way::ToDriver),
         };
         let events = events(&setup.signals)?;
-        let mut ring = self.open(setup, way).map_err(|e| {
+        let open = self.open(setup, way).map_err(|e| {
             if let Some(err) = &events.err {
                 err.signal();
             }
             HostError::Ring(format!("{name}: {e} (a ring area, in the front-end's addresses)").into())
         })?;
+        let Some(mut ring) = open else {
+            debug!("{name}: waits until it is known where its areas are");
+            return Ok(None);
+        };
         let packed = setup.features & v::F_RING_PACKED != 0;
         let layout = if packed { "packed" } else { "split" };
         let access = if ring.mapped() { "mapped" } else { "checked" };
@@ -289,7 +393,7 @@ impl Control {
             );
         }
         ring.log(self.logging.target(index), &Batch::default());
-        Ok(Ring::new(ring, setup.features, events, name))
+        Ok(Some(Ring::new(ring, setup.features, events, name)))
     }
 
     /// Whether this is the control queue that runs.
@@ -298,7 +402,11 @@ impl Control {
     }
 
     fn start_commands(&mut self, setup: &RingSetup) -> Result<(), HostError> {
-        let ring = self.ring(setup, true)?;
+        if setup.features & v::F_ACCESS_PLATFORM != 0 {
+            let what = format!("{}: a control queue behind an IOMMU is not served", self.name);
+            return Err(HostError::Ring(what.into()));
+        }
+        let ring = self.ring(setup, true)?.expect("its areas are known");
         if self.stopped_at != Some(setup.base) {
             // The driver has begun anew.
             self.forget_commands(setup.features);
@@ -324,8 +432,8 @@ impl Control {
         let mut all = Ok(());
         for ring in out {
             let left = PATIENCE.saturating_sub(since.elapsed());
-            if let Err(Stuck { waited_ms, lent }) = self.door(ring).obeys(side(ring), left) {
-                all = Err(HostError::Late { waited_ms: waited_ms as u64, lent });
+            if let Err(stuck) = self.door(ring).obeys(side(ring), left) {
+                all = Err(late(stuck));
             }
         }
         self.patience.spend(since.elapsed());
@@ -351,12 +459,34 @@ impl Control {
 
     /// Spec "Ring states" and DPDK's practice: the link is up when packets can pass both ways.
     fn set_link(&mut self) {
-        let up = self.rings.chunks_exact(2).any(|pair| pair == [Place::Running; 2]);
+        let runs = |place: &Place| matches!(place, Place::Running | Place::Waiting);
+        let up = self.rings.chunks_exact(2).any(|pair| pair.iter().all(runs));
         // Relaxed: nothing is read on the strength of it.
         if self.up.swap(up, Ordering::Relaxed) != up {
             say!(self.changes, info, "{}: link {}", self.name, if up { "up" } else { "down" });
         }
     }
+}
+
+fn late(Stuck { waited_ms, lent }: Stuck) -> HostError {
+    HostError::Late { waited_ms: waited_ms as u64, lent }
+}
+
+/// Where a ring lies, its addresses translated by `at`.
+fn layout(
+    setup: &RingSetup,
+    way: Way,
+    at: impl Fn(u64) -> Result<u64, OutOfRange>,
+) -> Result<RingLayout, OutOfRange> {
+    Ok(RingLayout {
+        size: setup.num,
+        desc: at(setup.addr.descriptors)?,
+        driver: at(setup.addr.available)?,
+        device: at(setup.addr.used)?,
+        features: setup.features,
+        base: setup.base,
+        way,
+    })
 }
 
 pub(super) fn events(signals: &Signals) -> Result<Events, HostError> {
@@ -391,6 +521,7 @@ impl Host for Control {
     }
 
     fn disconnected(&mut self) {
+        self.iommu.clear();
         self.table = None;
         self.logging = Logging::default();
         self.records = None;
@@ -431,15 +562,12 @@ impl Host for Control {
         if self.rings[usize::from(index)] == Place::Late {
             drop(self.take(index, Duration::ZERO)?);
         }
-        let mut ring = self.ring(&setup, false)?;
+        let translated = setup.features & v::F_ACCESS_PLATFORM != 0;
+        self.translated[usize::from(index)] = translated.then(|| setup.clone());
         if !self.commands.of(setup.features) {
             self.forget_commands(setup.features);
         }
-        ring.obey(self.commands.orders(index));
-        self.door(index).give(side(index), ring);
-        self.rings[usize::from(index)] = Place::Running;
-        self.set_link();
-        Ok(())
+        self.run(setup)
     }
 
     fn stop(&mut self, rings: &[u16]) -> Vec<Result<u32, HostError>> {
@@ -449,7 +577,7 @@ impl Host for Control {
         let mut asked: Vec<_> = rings.iter().map(|_| None).collect();
         for from in [Side::FromGuest, Side::ToGuest] {
             for (&ring, home) in rings.iter().zip(&mut asked).filter(|(ring, _)| side(**ring) == from) {
-                if !self.attends(ring) {
+                if !self.attends(ring) && self.place(ring) != Place::Waiting {
                     *home = self.take(ring, Duration::ZERO).ok();
                 }
             }
@@ -463,6 +591,12 @@ impl Host for Control {
                 bases.push(Ok(base));
                 continue;
             }
+            let translated = self.translated.get_mut(usize::from(ring)).and_then(Option::take);
+            if let (Place::Waiting, Some(setup)) = (self.place(ring), translated) {
+                self.rings[usize::from(ring)] = Place::Home;
+                bases.push(Ok(setup.base));
+                continue;
+            }
             let left = patience.saturating_sub(since.elapsed());
             let home = home.map_or_else(|| self.take(ring, left), Ok);
             match &home {
@@ -472,6 +606,10 @@ impl Host for Control {
             bases.push(home.map(|home| home.ring.base()));
         }
         self.patience.spend(since.elapsed());
+        // A front-end whose device is stopped tells no more what is nowhere.
+        if !self.rings.iter().any(|place| matches!(place, Place::Running | Place::Waiting)) {
+            self.iommu.clear();
+        }
         self.set_link();
         bases
     }
@@ -481,6 +619,12 @@ impl Host for Control {
             attendant.ring.events = events(signals)?;
             attendant.look();
             return Ok(());
+        }
+        if let Some(setup) = &mut self.translated[usize::from(ring)] {
+            setup.signals = signals.clone();
+        }
+        if self.rings[usize::from(ring)] == Place::Waiting {
+            return events(signals).map(drop);
         }
         self.door(ring).rewire(side(ring), events(signals)?);
         Ok(())
@@ -578,6 +722,49 @@ impl Host for Control {
             }
         }
         self.attendant = Some((index, attendant));
+    }
+
+    fn translate(&mut self, update: &IotlbMsg) -> Result<(), HostError> {
+        let entry = iommu::entry(update, self.table.as_deref())?;
+        self.iommu.add(entry);
+        for ring in 0..self.rings.len() as u16 {
+            let at = usize::from(ring);
+            let out = matches!(self.rings[at], Place::Running | Place::Late);
+            if out && self.translated[at].is_some() {
+                self.door(ring).change(side(ring), Change::Add(entry));
+            }
+        }
+        self.start_waiting();
+        Ok(())
+    }
+
+    fn invalidate(&mut self, entry: &IotlbMsg) -> Result<(), HostError> {
+        let range = iommu::range(entry);
+        self.iommu.remove(range);
+        let done = self.forget(range);
+        // They ask for their areas again.
+        self.start_waiting();
+        done
+    }
+
+    fn asks(&mut self) -> Vec<Ask> {
+        if self.caller.called() {
+            for door in self.doors.iter() {
+                door.wants().into_iter().for_each(|want| self.iommu.want(want));
+            }
+        }
+        self.iommu.asks()
+    }
+
+    fn refused(&mut self, ask: Ask) {
+        let (Ask::Miss { iova, perm } | Ask::AccessFail { iova, perm }) = ask;
+        debug!("{}: the front-end has nothing at I/O address {iova:#x} for access {perm}", self.name);
+        self.iommu.refused(Miss { iova, perm });
+        for ring in 0..self.rings.len() as u16 {
+            if self.translated[usize::from(ring)].is_some() {
+                self.door(ring).change(side(ring), Change::Refuse(Miss { iova, perm }));
+            }
+        }
     }
 
     fn announce(&mut self, mac: [u8; 6]) {

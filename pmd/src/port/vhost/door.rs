@@ -5,6 +5,8 @@
 //! knocks. The queue looks for a knock in `reap`, one relaxed load, and then answers under the lock.
 //! A ring is owned by one side at any time.
 
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use super::queue::{Events, Ring};
 use crate::batch::Batch;
 use crate::port::knock::Knock;
 use crate::sys::eventfd::EventFd;
+use crate::vring::iotlb::{Change, Want};
 use crate::vring::log::Target;
 
 /// Which ring of a queue pair.
@@ -46,7 +49,45 @@ struct Board {
     orders: [Option<Orders>; 2],
     /// The queue has not yet said that it obeys.
     unheard: [bool; 2],
+    /// What a ring is to know of the guest's IOMMU.
+    changes: [Vec<Change>; 2],
+    /// I/O addresses that are to be nowhere, until the queue has said that it uses none of them.
+    leaving: [Option<(u64, u64)>; 2],
+    /// The ring is away for a short time, and its packets are to wait for it.
+    away: [bool; 2],
+    /// What the queue has said about I/O addresses.
+    wants: Vec<Want>,
     herald: Option<Herald>,
+}
+
+/// Changes that wait for one queue; of more, it is told to forget what it knows instead.
+const MAX_CHANGES: usize = 4096;
+
+/// Where all queues of a port call its control side.
+pub(crate) struct Caller {
+    calling: AtomicBool,
+    bell: Arc<OwnedFd>,
+}
+
+impl Caller {
+    /// Calls by signalling an eventfd.
+    pub(crate) fn new(bell: Arc<OwnedFd>) -> Caller {
+        Caller { calling: AtomicBool::new(false), bell }
+    }
+
+    fn call(&self) {
+        // Pairs with the acquire in `called`: what was left at the door is seen.
+        if !self.calling.swap(true, Ordering::AcqRel) {
+            // Whatever comes of it: a counter that is full stays readable.
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Whether a queue has called since the last time this was asked.
+    pub(crate) fn called(&self) -> bool {
+        // Pairs with the release in `call`.
+        self.calling.swap(false, Ordering::AcqRel)
+    }
 }
 
 /// Where a ring is to log from now on; `None`: nowhere.
@@ -63,14 +104,21 @@ pub(super) struct Look {
     pub(super) log: Option<Log>,
     /// Other orders for the ring inside; to be answered by [`Inside::obeyed`].
     pub(super) orders: Option<Orders>,
+    /// What the ring inside is to know of the guest's IOMMU.
+    pub(super) changes: Vec<Change>,
+    /// I/O addresses that are to be nowhere; to be answered by [`Inside::left`].
+    pub(super) leaving: Option<(u64, u64)>,
     /// Whether the ring inside is wanted.
     pub(super) wanted: bool,
+    /// Whether it will be back soon.
+    pub(super) away: bool,
 }
 
 struct Shared {
     knock: Knock,
     board: Mutex<Board>,
     answered: Condvar,
+    caller: Option<Arc<Caller>>,
 }
 
 impl Shared {
@@ -86,10 +134,10 @@ pub(crate) struct Door(Arc<Shared>);
 pub(super) struct Inside(Arc<Shared>);
 
 impl Door {
-    /// A door whose inner half goes to the queue.
-    pub(super) fn new() -> std::io::Result<(Door, Inside)> {
-        let shared =
-            Arc::new(Shared { knock: Knock::new()?, board: Mutex::default(), answered: Condvar::new() });
+    /// A door whose inner half goes to the queue, which may call its control side.
+    pub(super) fn new(caller: Option<Arc<Caller>>) -> std::io::Result<(Door, Inside)> {
+        let (knock, board, answered) = (Knock::new()?, Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { knock, board, answered, caller });
         Ok((Door(Arc::clone(&shared)), Inside(shared)))
     }
 
@@ -107,6 +155,8 @@ impl Door {
         board.wanted[side as usize] = false;
         board.events[side as usize] = None;
         board.orders[side as usize] = None;
+        board.changes[side as usize].clear();
+        board.away[side as usize] = false;
         drop(board);
         self.0.knock.knock();
     }
@@ -201,6 +251,50 @@ impl Door {
         self.wait(side, patience, |board, i| board.unheard[i])
     }
 
+    /// Tells a ring that was given what is known of the guest's IOMMU from now on.
+    pub(crate) fn change(&self, side: Side, change: Change) {
+        let (mut board, i) = (self.0.lock(), side as usize);
+        let board = &mut *board;
+        if let Some(ring) = board.incoming[i].as_mut().or(board.home[i].as_mut()) {
+            return ring.ring.change(change);
+        }
+        if board.changes[i].len() == MAX_CHANGES {
+            board.changes[i].clear();
+            board.changes[i].push(Change::Clear);
+        }
+        board.changes[i].push(change);
+        self.0.knock.knock();
+    }
+
+    /// Tells a ring that was given that I/O addresses are nowhere; see [`Door::left`].
+    pub(crate) fn leave(&self, side: Side, (first, last): (u64, u64)) {
+        self.change(side, Change::Remove(first, last));
+        let (mut board, i) = (self.0.lock(), side as usize);
+        if board.incoming[i].is_none() && board.home[i].is_none() {
+            board.leaving[i] = Some((first, last));
+        }
+        drop(board);
+        self.0.knock.knock();
+    }
+
+    /// Waits until the ring uses none of these addresses.
+    ///
+    /// # Errors
+    /// [`Stuck`]: some buffers there are still out.
+    pub(crate) fn left(&self, side: Side, patience: Duration) -> Result<(), Stuck> {
+        self.wait(side, patience, |board, i| board.leaving[i].is_some())
+    }
+
+    /// The ring that is taken next will be back soon.
+    pub(crate) fn away(&self, side: Side) {
+        self.0.lock().away[side as usize] = true;
+    }
+
+    /// What the queue has said about I/O addresses since the last time.
+    pub(crate) fn wants(&self) -> Vec<Want> {
+        std::mem::take(&mut self.0.lock().wants)
+    }
+
     /// Leaves packets for the queue to receive.
     pub(crate) fn announce(&self, herald: Herald) {
         self.0.lock().herald = Some(herald);
@@ -230,7 +324,9 @@ impl Inside {
         let (mut board, i) = (self.0.lock(), side as usize);
         let (ring, events, log) = (board.incoming[i].take(), board.events[i].take(), board.logs[i].take());
         let orders = board.orders[i].take();
-        Look { ring, events, log, orders, wanted: board.wanted[i] }
+        let changes = std::mem::take(&mut board.changes[i]);
+        let (leaving, wanted, away) = (board.leaving[i], board.wanted[i], board.away[i]);
+        Look { ring, events, log, orders, changes, leaving, wanted, away }
     }
 
     /// The ring logs as it was told to.
@@ -243,6 +339,19 @@ impl Inside {
     pub(super) fn obeyed(&self, side: Side) {
         self.0.lock().unheard[side as usize] = false;
         self.0.answered.notify_all();
+    }
+
+    /// The ring uses none of the I/O addresses that are to be nowhere.
+    pub(super) fn left(&self, side: Side) {
+        self.0.lock().leaving[side as usize] = None;
+        self.0.answered.notify_all();
+    }
+
+    /// Says something about I/O addresses to the control side.
+    pub(super) fn want(&self, wants: &mut Vec<Want>) {
+        let Some(caller) = &self.0.caller else { return wants.clear() };
+        self.0.lock().wants.append(wants);
+        caller.call();
     }
 
     /// Packets to be received, left at the door.
@@ -272,9 +381,11 @@ impl Inside {
                 if let Some(orders) = board.orders[i].take() {
                     ring.obey(orders);
                 }
+                board.changes[i].drain(..).for_each(|change| ring.ring.change(change));
                 board.incoming[i] = Some(ring);
             }
             (board.unlogged[i], board.unheard[i]) = (false, false);
+            board.leaving[i] = None;
         }
         drop(board);
         self.0.answered.notify_all();

@@ -14,6 +14,7 @@ use super::deliver::Deliver;
 use super::door::{Door, Inside, Look, Side};
 use super::herald::Herald;
 use super::orders::{Delivery, Orders, Waiting};
+use super::parked::Parked;
 use super::receive::receive;
 use super::wire::Wire;
 use crate::batch::{BURST, Batch};
@@ -21,6 +22,7 @@ use crate::port::{Counters, Queue};
 use crate::sys::eventfd::EventFd;
 use crate::vhost::lines::{Lines, say};
 use crate::vring::AnyVring;
+use crate::vring::iotlb::Want;
 use crate::with_ring;
 
 /// The eventfds of a ring.
@@ -105,8 +107,26 @@ pub(super) struct VhostQueue {
     lines: [Lines; 2],
     /// Packets in the name of a guest that has moved here.
     herald: Option<Herald>,
+    /// What is needed for rings whose addresses are those of the guest's IOMMU.
+    translated: Option<Box<Translated>>,
     door: Inside,
     counters: Arc<Counters>,
+}
+
+/// Turns after which it is asked for what the next chains will need.
+const FORESEE: u32 = 32;
+
+/// What a queue does besides for rings whose addresses are those of the guest's IOMMU.
+#[derive(Default)]
+struct Translated {
+    /// Packets for a guest whose buffers are not known yet.
+    parked: Parked,
+    /// The ring to the guest will be back soon.
+    away: bool,
+    /// By side: I/O addresses that are to be nowhere, and are still in use.
+    leaving: [Option<(u64, u64)>; 2],
+    turns: u32,
+    wants: Vec<Want>,
 }
 
 /// A queue over rings of this process, without a socket, for tests and measurements; the driver's side
@@ -120,13 +140,20 @@ pub fn local(
     from_guest: Option<AnyVring>,
     to_guest: Option<AnyVring>,
 ) -> std::io::Result<Box<dyn Queue>> {
-    let (door, inside) = Door::new()?;
+    let (door, inside) = Door::new(None)?;
     for (side, ring) in [(Side::FromGuest, from_guest), (Side::ToGuest, to_guest)] {
         if let Some(ring) = ring {
             door.give(side, Ring::new(ring, features, Events::default(), name.into()));
         }
     }
     Ok(Box::new(VhostQueue::new(inside, Arc::default())))
+}
+
+impl Translated {
+    /// Whether it needs turns: what was asked for comes with a knock, but what waits must not wait for long.
+    fn is_due(&self) -> bool {
+        !self.parked.is_empty() || self.leaving != [None; 2] || !self.wants.is_empty()
+    }
 }
 
 impl VhostQueue {
@@ -140,6 +167,7 @@ impl VhostQueue {
             shown: false,
             lines: Default::default(),
             herald: None,
+            translated: None,
             door,
             counters,
         }
@@ -150,11 +178,15 @@ impl VhostQueue {
     fn answer(&mut self) {
         let counters = Arc::clone(&self.counters);
         for side in [Side::FromGuest, Side::ToGuest] {
-            let Look { ring, events, log, orders, wanted } = self.door.look(side);
+            let Look { ring, events, log, orders, changes, leaving, wanted, away } = self.door.look(side);
             if let Some(mut ring) = ring {
+                if ring.ring.translated() {
+                    self.translated.get_or_insert_default();
+                }
                 ring.ring.arm(false);
                 // A call may have been lost while the ring was away.
                 ring.call(&counters);
+                ring.ring.foresee();
                 *self.slot(side) = Some(ring);
             }
             if let (Some(events), Some(ring)) = (events, self.slot(side).as_mut()) {
@@ -178,6 +210,18 @@ impl VhostQueue {
                     ring.obey(orders);
                 }
                 self.door.obeyed(side);
+            }
+            if let Some(ring) = self.slot(side).as_mut().filter(|_| !changes.is_empty()) {
+                changes.into_iter().for_each(|change| ring.ring.change(change));
+                ring.ring.foresee();
+            }
+            if let Some(translated) = &mut self.translated {
+                translated.leaving[side as usize] = leaving;
+                if side == Side::ToGuest {
+                    translated.away = away;
+                }
+            } else if leaving.is_some() {
+                self.door.left(side);
             }
             self.leaving[side as usize] = wanted;
         }
@@ -225,6 +269,100 @@ impl VhostQueue {
         }
     }
 
+    /// The part of a turn that is for rings whose addresses are those of the guest's IOMMU.
+    #[cold]
+    fn translate(&mut self, translated: &mut Translated) {
+        translated.turns = translated.turns.wrapping_add(1);
+        for side in [Side::FromGuest, Side::ToGuest] {
+            let slot = self.slot(side);
+            if let Some(ring) = slot {
+                if translated.turns.is_multiple_of(FORESEE) {
+                    ring.ring.foresee();
+                }
+                ring.ring.wants(&mut translated.wants);
+            }
+            let used = |&(first, last): &(u64, u64)| {
+                slot.as_ref().is_some_and(|ring| ring.ring.overlaps(first, last))
+            };
+            if translated.leaving[side as usize].as_ref().is_some_and(|range| !used(range)) {
+                translated.leaving[side as usize] = None;
+                self.door.left(side);
+            }
+        }
+        if !translated.wants.is_empty() {
+            self.door.want(&mut translated.wants);
+        }
+        if !translated.parked.is_empty() {
+            self.unpark(translated);
+        }
+    }
+
+    /// Delivers packets that waited, as far as that can be; those that waited for too long are lost.
+    fn unpark(&mut self, translated: &mut Translated) {
+        if self.deliver(translated.parked.batch()) > 0 {
+            translated.parked.moved();
+        }
+        if translated.parked.expired() || self.to_guest.is_none() && !translated.away {
+            let lost = translated.parked.finish(&mut self.done);
+            self.counters.tx_errors.add(lost);
+        }
+    }
+
+    /// [`Queue::tx`] into a ring that may have to wait for translations, or that is away until it is known
+    /// again where it is: packets wait with it.
+    #[cold]
+    fn tx_translated(&mut self, batch: &mut Batch<Buf>) -> usize {
+        let Some(mut translated) = self.translated.take() else { return 0 };
+        if !translated.parked.is_empty() {
+            self.unpark(&mut translated);
+        }
+        let mut packets = 0;
+        if translated.parked.is_empty() {
+            packets = self.deliver(batch);
+        }
+        let waits = match &self.to_guest {
+            Some(ring) => ring.ring.blocked(),
+            None => translated.away,
+        };
+        if waits {
+            packets += translated.parked.take(batch);
+        }
+        self.translated = Some(translated);
+        packets
+    }
+
+    /// Copies packets into the guest's ring, those that it wants; how many went.
+    #[inline(always)]
+    fn deliver(&mut self, batch: &mut Batch<Buf>) -> usize {
+        let Some(ring) = &mut self.to_guest else { return 0 };
+        let refused = match &mut ring.orders.delivery {
+            Delivery::All => 0,
+            Delivery::Some(sieve) => match sieve.sift(batch, &mut self.done) {
+                Some(refused) => refused,
+                None => return 0,
+            },
+            Delivery::Nothing => return 0,
+        };
+        let had = ring.ring.fault().is_some();
+        let (packets, shown) = with_ring!(&mut ring.ring, vring => {
+            let (stash, done) = (&mut self.stash, &mut self.done);
+            let mut to = Deliver { ring: vring, wire: ring.wire, stash, done, idle: BURST };
+            let packets = to.burst(batch, &self.counters);
+            let shown = vring.show();
+            vring.prepare(packets);
+            (packets, shown)
+        });
+        self.shown |= shown;
+        ring.waiting.add(packets);
+        if !had && ring.ring.fault().is_some() {
+            ring.retired(&self.counters, &mut self.lines[Side::ToGuest as usize]);
+        }
+        if refused > 0 {
+            self.counters.tx_filtered.add(refused as u64);
+        }
+        packets + refused
+    }
+
     fn slot(&mut self, side: Side) -> &mut Option<Ring> {
         match side {
             Side::FromGuest => &mut self.from_guest,
@@ -267,33 +405,10 @@ impl Queue for VhostQueue {
 
     #[inline]
     fn tx(&mut self, batch: &mut Batch<Buf>) -> usize {
-        let Some(ring) = &mut self.to_guest else { return 0 };
-        let refused = match &mut ring.orders.delivery {
-            Delivery::All => 0,
-            Delivery::Some(sieve) => match sieve.sift(batch, &mut self.done) {
-                Some(refused) => refused,
-                None => return 0,
-            },
-            Delivery::Nothing => return 0,
-        };
-        let had = ring.ring.fault().is_some();
-        let (packets, shown) = with_ring!(&mut ring.ring, vring => {
-            let (stash, done) = (&mut self.stash, &mut self.done);
-            let mut to = Deliver { ring: vring, wire: ring.wire, stash, done, idle: BURST };
-            let packets = to.burst(batch, &self.counters);
-            let shown = vring.show();
-            vring.prepare(packets);
-            (packets, shown)
-        });
-        self.shown |= shown;
-        ring.waiting.add(packets);
-        if !had && ring.ring.fault().is_some() {
-            ring.retired(&self.counters, &mut self.lines[Side::ToGuest as usize]);
+        if self.translated.is_some() {
+            return self.tx_translated(batch);
         }
-        if refused > 0 {
-            self.counters.tx_filtered.add(refused as u64);
-        }
-        packets + refused
+        self.deliver(batch)
     }
 
     #[inline]
@@ -302,6 +417,10 @@ impl Queue for VhostQueue {
             self.answer();
         } else if self.leaving[Side::FromGuest as usize] {
             self.leave();
+        }
+        if let Some(mut translated) = self.translated.take() {
+            self.translate(&mut translated);
+            self.translated = Some(translated);
         }
         if self.shown {
             self.call();
@@ -332,12 +451,18 @@ impl Queue for VhostQueue {
     }
 
     fn held(&self) -> u32 {
-        self.done.len() as u32
+        let parked = self.translated.as_ref().map_or(0, |translated| translated.parked.len());
+        (self.done.len() + parked) as u32
     }
 
     fn rest(&mut self, monitor: &mut Monitor) -> bool {
         let due = self.herald.as_ref().is_some_and(Herald::due);
-        if due || self.shown || !self.done.is_empty() || self.leaving != [false; 2] {
+        if due
+            || self.translated.as_ref().is_some_and(|translated| translated.is_due())
+            || self.shown
+            || !self.done.is_empty()
+            || self.leaving != [false; 2]
+        {
             return false;
         }
         match &self.from_guest {
@@ -351,7 +476,8 @@ impl Queue for VhostQueue {
 
     fn sleep<'q>(&'q mut self, wait: &mut dyn FnMut(BorrowedFd<'q>)) -> bool {
         use std::os::fd::AsFd;
-        if self.door.knocking() || self.shown {
+        let due = self.translated.as_ref().is_some_and(|translated| translated.is_due());
+        if self.door.knocking() || self.shown || due {
             return false;
         }
         if self.from_guest.as_mut().is_some_and(|ring| ring.events.kick.is_none() || ring.ring.arm(true)) {

@@ -1,0 +1,150 @@
+//! The control side of a guest's IOMMU: what the front-end has told of it, for all rings of a port, and the
+//! rings that wait until their areas are known.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hugepages::{Region, Table};
+
+use crate::spec::vhost_user::IotlbMsg;
+use crate::spec::vhost_user::iotlb::{READ, WRITE};
+use crate::spec::virtio as v;
+use crate::vhost::{Ask, HostError, RingSetup};
+use crate::vring::iotlb::{Entry, Iotlb, Miss, PAGE, Want};
+
+/// What is known of a guest's IOMMU.
+#[derive(Default)]
+pub(super) struct Iommu {
+    pub(super) tlb: Iotlb,
+    /// Asked for by this side and not answered yet.
+    asked: BTreeSet<(u64, u8)>,
+    asks: Vec<Ask>,
+}
+
+/// The range of an IOTLB message, its first and its last address. Of size 0: to the end of all addresses, as
+/// QEMU and the kernel have it, which cannot say so otherwise.
+pub(super) fn range(entry: &IotlbMsg) -> (u64, u64) {
+    let last = entry.iova.checked_add(entry.size.wrapping_sub(1));
+    (entry.iova, last.unwrap_or(u64::MAX))
+}
+
+/// The translation that an `UPDATE` tells, over this memory.
+pub(super) fn entry(entry: &IotlbMsg, memory: Option<&Table>) -> Result<Entry, HostError> {
+    let &IotlbMsg { iova, size, user, perm, .. } = entry;
+    let wrong = |what| HostError::Translation { iova, size, what };
+    if size == 0 || (iova | size | user) % PAGE != 0 {
+        return Err(wrong("it is empty, or not of whole pages"));
+    }
+    let last = iova.checked_add(size - 1).ok_or(wrong("it goes past the last address"))?;
+    if perm & !(READ | WRITE) != 0 || perm == 0 {
+        return Err(wrong("its permissions are none of read and write"));
+    }
+    let nowhere = wrong("it is not in one region of the guest's memory");
+    let Some((memory, gpa)) = memory.and_then(|memory| Some((memory, memory.gpa_of(user)?))) else {
+        return Err(nowhere);
+    };
+    if memory.contiguous(gpa) < size {
+        return Err(nowhere);
+    }
+    Ok(Entry { first: iova, last, gpa, perm })
+}
+
+/// The areas of a ring: first address, bytes, and how they are accessed.
+fn areas(setup: &RingSetup) -> [(u64, u64, u8); 3] {
+    let (addr, n) = (&setup.addr, u64::from(setup.num));
+    if setup.features & v::F_RING_PACKED != 0 {
+        [(addr.descriptors, 16 * n, READ | WRITE), (addr.available, 4, READ), (addr.used, 4, WRITE)]
+    } else {
+        [(addr.descriptors, 16 * n, READ), (addr.available, 6 + 2 * n, READ), (addr.used, 6 + 8 * n, WRITE)]
+    }
+}
+
+/// Whether a range touches an area of a ring.
+pub(super) fn touches(setup: &RingSetup, (first, last): (u64, u64)) -> bool {
+    areas(setup).iter().any(|&(at, len, _)| at <= last && at + (len - 1) >= first)
+}
+
+impl Iommu {
+    /// Nothing is known any more.
+    pub(super) fn clear(&mut self) {
+        *self = Iommu::default();
+    }
+
+    /// A range is there.
+    pub(super) fn add(&mut self, entry: Entry) {
+        self.tlb.insert(entry);
+        self.asked.retain(|(iova, _)| !(entry.first..=entry.last).contains(iova));
+    }
+
+    /// A range is nowhere.
+    pub(super) fn remove(&mut self, (first, last): (u64, u64)) {
+        self.tlb.remove(first, last);
+        self.asked.retain(|(iova, _)| *iova > last || iova + (PAGE - 1) < first);
+    }
+
+    /// The front-end refused to translate that.
+    pub(super) fn refused(&mut self, miss: Miss) {
+        self.asked.remove(&(miss.iova, miss.perm));
+    }
+
+    /// What a ring says.
+    pub(super) fn want(&mut self, want: Want) {
+        self.asks.push(match want {
+            Want::Translation(Miss { iova, perm }) => Ask::Miss { iova, perm },
+            Want::Denied(Miss { iova, perm }) => Ask::AccessFail { iova, perm },
+        });
+    }
+
+    /// What the front-end is to be asked.
+    pub(super) fn asks(&mut self) -> Vec<Ask> {
+        std::mem::take(&mut self.asks)
+    }
+
+    /// The areas of a ring by I/O addresses; `None`: some of it is not known yet, and was asked for.
+    pub(super) fn areas(&mut self, setup: &RingSetup, memory: &Table) -> Option<Arc<Table>> {
+        let mut regions: Vec<Region> = Vec::new();
+        let mut known = true;
+        let mut pages = BTreeSet::new();
+        for (at, len, perm) in areas(setup) {
+            let mut page = at & !(PAGE - 1);
+            loop {
+                if self.tlb.find(page, perm).is_some() {
+                    pages.insert(page);
+                } else {
+                    known = false;
+                    if self.asked.insert((page, perm)) {
+                        self.asks.push(Ask::Miss { iova: page, perm });
+                    }
+                }
+                match page.checked_add(PAGE) {
+                    Some(next) if next <= at + (len - 1) => page = next,
+                    _ => break,
+                }
+            }
+        }
+        for page in pages.into_iter().filter(|_| known) {
+            let (gpa, _) = self.tlb.find(page, 0)?;
+            let region = memory.regions().iter().find(|r| gpa >= r.gpa && gpa - r.gpa < r.len)?;
+            let off = gpa - region.gpa;
+            let next = Region {
+                gpa: page,
+                len: PAGE,
+                user: region.user + off,
+                map: Arc::clone(&region.map),
+                at: region.at + off as usize,
+            };
+            match regions.last_mut().filter(|last| goes_on(last, &next)) {
+                Some(last) => last.len += PAGE,
+                None => regions.push(next),
+            }
+        }
+        known.then(|| Arc::new(Table::new(regions).expect("whole pages of memory, in order")))
+    }
+}
+
+fn goes_on(last: &Region, next: &Region) -> bool {
+    last.gpa + last.len == next.gpa
+        && last.user + last.len == next.user
+        && Arc::ptr_eq(&last.map, &next.map)
+        && last.at as u64 + last.len == next.at as u64
+}

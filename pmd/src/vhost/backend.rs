@@ -1,0 +1,123 @@
+//! What the device asks of the front-end, on a channel of its own (spec "Back-end communication").
+
+use std::collections::VecDeque;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::message::Frame;
+use crate::spec::vhost_user::{FLAG_NEED_REPLY, FLAG_VERSION, Header, IotlbMsg, backend_id, iotlb};
+
+/// Requests that wait for the front-end's reply; those beyond wait here.
+pub const MAX_UNANSWERED: usize = 64;
+
+/// Something that the device wants of the front-end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Where this address of the guest's IOMMU is, to be accessed like that (bits of
+    /// [`iotlb`](crate::spec::vhost_user::iotlb)).
+    Miss {
+        /// The address.
+        iova: u64,
+        /// How it is to be accessed.
+        perm: u8,
+    },
+    /// A ring ended because the guest's IOMMU does not let the device access this address like that.
+    AccessFail {
+        /// The address.
+        iova: u64,
+        /// How it was to be accessed.
+        perm: u8,
+    },
+}
+
+impl Ask {
+    fn encode(self, flags: u32) -> Vec<u8> {
+        let (kind, iova, perm) = match self {
+            Ask::Miss { iova, perm } => (iotlb::MISS, iova, perm),
+            Ask::AccessFail { iova, perm } => (iotlb::ACCESS_FAIL, iova, perm),
+        };
+        let body = IotlbMsg { iova, perm, kind, ..IotlbMsg::default() };
+        let size = size_of::<IotlbMsg>() as u32;
+        let header = Header { request: backend_id::IOTLB_MSG, flags: FLAG_VERSION | flags, size };
+        [header.as_bytes(), body.as_bytes()].concat()
+    }
+}
+
+/// What was asked, in order.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    waiting: VecDeque<Ask>,
+    unanswered: VecDeque<Ask>,
+}
+
+impl Asked {
+    /// One more.
+    pub(super) fn push(&mut self, ask: Ask) {
+        self.waiting.push_back(ask);
+    }
+
+    /// The bytes of what can be sent now. With `reply`, the front-end is to say how each ended.
+    pub(super) fn send(&mut self, reply: bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while self.unanswered.len() < MAX_UNANSWERED
+            && let Some(ask) = self.waiting.pop_front()
+        {
+            bytes.extend(ask.encode(if reply { FLAG_NEED_REPLY } else { 0 }));
+            if reply {
+                self.unanswered.push_back(ask);
+            }
+        }
+        bytes
+    }
+
+    /// A reply came: what it is about, and whether it says "done". `None`: it is about nothing.
+    pub(super) fn reply(&mut self, frame: &Frame) -> Option<(Ask, bool)> {
+        let value = u64::read_from_bytes(&frame.payload).ok()?;
+        self.unanswered.pop_front().map(|ask| (ask, value == 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::Fds;
+    use super::*;
+
+    fn reply(value: u64) -> Frame {
+        let header = Header { request: 1, flags: 5, size: 8 };
+        Frame { header, payload: value.as_bytes().to_vec(), fds: Fds::default() }
+    }
+
+    #[test]
+    fn a_miss_is_these_bytes() {
+        let mut asked = Asked::default();
+        asked.push(Ask::Miss { iova: 0x1122_3344_5000, perm: 2 });
+        #[rustfmt::skip]
+        assert_eq!(asked.send(true), [
+            1, 0, 0, 0,  9, 0, 0, 0,  32, 0, 0, 0,
+            0, 0x50, 0x44, 0x33, 0x22, 0x11, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0,
+            2, 1, 0, 0, 0, 0, 0, 0,
+        ]);
+        asked.push(Ask::AccessFail { iova: 0x1000, perm: 1 });
+        let bytes = asked.send(false);
+        assert_eq!((bytes[4], bytes[36], bytes[37]), (1, 1, 4));
+    }
+
+    #[test]
+    fn replies_belong_to_what_was_asked_in_order_and_the_rest_waits() {
+        let mut asked = Asked::default();
+        for i in 0..MAX_UNANSWERED as u64 + 2 {
+            asked.push(Ask::Miss { iova: i << 12, perm: 1 });
+        }
+        assert_eq!(asked.send(true).len(), MAX_UNANSWERED * 44);
+        assert!(asked.send(true).is_empty());
+        assert_eq!(asked.reply(&reply(0)), Some((Ask::Miss { iova: 0, perm: 1 }, true)));
+        assert_eq!(asked.reply(&reply(7)), Some((Ask::Miss { iova: 4096, perm: 1 }, false)));
+        assert_eq!(asked.send(true).len(), 2 * 44);
+        for _ in 0..MAX_UNANSWERED {
+            assert!(asked.reply(&reply(0)).is_some());
+        }
+        assert_eq!(asked.reply(&reply(0)), None);
+        let short = Frame { payload: vec![0; 7], ..reply(0) };
+        assert_eq!(asked.reply(&short), None);
+    }
+}
