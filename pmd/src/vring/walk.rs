@@ -69,11 +69,12 @@ impl<'a, M: Memory> Walk<'a, M> {
             Way::ToDriver => write,
             Way::Both => true,
         };
-        if fits && len > 0 {
-            if let Ok(buf) = self.mem.lend(addr, len, self.id, write) {
-                self.out.push(buf);
-                return Ok(Chain { id: self.id, descs, bytes: len, overflow: false });
-            }
+        if fits
+            && len > 0
+            && let Ok(buf) = self.mem.lend(addr, len, self.id, write)
+        {
+            self.out.push(buf);
+            return Ok(Chain { id: self.id, descs, bytes: len, overflow: false });
         }
         let mut walk = self;
         walk.add(addr, len, flags)?;

@@ -236,7 +236,7 @@ impl Control {
     fn open_translated(&mut self, setup: &RingSetup, way: Way) -> Result<Option<AnyVring>, OutOfRange> {
         let Some(memory) = &self.table else { return Ok(None) };
         let Some(areas) = self.iommu.areas(setup, memory) else { return Ok(None) };
-        let layout = layout(setup, way, |iova| Ok(iova))?;
+        let layout = layout(setup, way, Ok)?;
         AnyVring::open_translated(&layout, &areas, memory, &self.iommu.tlb, self.mapped).map(Some)
     }
 

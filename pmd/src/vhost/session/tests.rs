@@ -122,7 +122,7 @@ fn numbers_are_answered_byte_for_byte() {
     let mut talk = Talk::new();
     for (id, number) in [
         (id::GET_FEATURES, FEATURES | 1 << 30 | 1 << 26),
-        (id::GET_PROTOCOL_FEATURES, 0x11_b21f),
+        (id::GET_PROTOCOL_FEATURES, 0x11_b23f),
         (id::GET_QUEUE_NUM, 2),
         (id::GET_MAX_MEM_SLOTS, 509),
         (id::GET_STATUS, 0),
@@ -149,7 +149,7 @@ fn acknowledgements_only_once_negotiated() {
 #[test]
 fn unknown_messages_are_refused_and_the_session_lives() {
     let mut talk = Talk::ready(SPLIT);
-    for id in [0, id::IOTLB_MSG, id::GPU_SET_SOCKET, id::CLOSE_CRYPTO_SESSION, 46, 0x1_0001, u32::MAX] {
+    for id in [0, id::GPU_SET_SOCKET, id::CLOSE_CRYPTO_SESSION, 46, 0x1_0001, u32::MAX] {
         assert!(!talk.ask(id, &[1, 2, 3], 3), "{}", name(id));
         let reply = talk.on(message(id, 0, &[0; 100], 9)).unwrap();
         assert!(reply.answer.is_none());
@@ -353,7 +353,60 @@ fn features() {
     assert!(!set(&mut talk, PACKED), "another layout under a running ring");
     talk.base(0);
     assert!(set(&mut talk, PACKED));
-    assert!(!talk.ask(id::SET_PROTOCOL_FEATURES, &(1u64 << 5).to_ne_bytes(), 0));
+    assert!(!talk.ask(id::SET_PROTOCOL_FEATURES, &(1u64 << 6).to_ne_bytes(), 0));
+}
+
+#[test]
+fn what_a_guests_iommu_says_is_always_answered() {
+    let with = |kind| IotlbMsg {
+        iova: 0x1000,
+        size: 0x1000,
+        user: 0x7f00_0000_0000,
+        perm: 3,
+        kind,
+        ..IotlbMsg::default()
+    };
+    let tell =
+        |talk: &mut Talk, kind, flags| talk.send(id::IOTLB_MSG, flags, with(kind).as_bytes(), 0).unwrap();
+    let (done, refused) = (0u64.to_ne_bytes(), 1u64.to_ne_bytes());
+    let mut talk = Talk::ready(SPLIT);
+    assert_eq!(tell(&mut talk, iotlb::UPDATE, 0), refused, "without ACCESS_PLATFORM");
+    talk.session.offer.features |= F_ACCESS_PLATFORM;
+    talk.tell(id::SET_FEATURES, SPLIT | F_ACCESS_PLATFORM);
+    for flags in [0, NEED_REPLY] {
+        assert_eq!(tell(&mut talk, iotlb::UPDATE, flags), done);
+        assert_eq!(tell(&mut talk, iotlb::INVALIDATE, flags), done);
+        for kind in [0, iotlb::MISS, iotlb::ACCESS_FAIL, 5, 255] {
+            assert_eq!(tell(&mut talk, kind, flags), refused);
+        }
+        let (update, invalidate) = (with(iotlb::UPDATE), with(iotlb::INVALIDATE));
+        assert_eq!(talk.host.asked(), [Asked::Translate(update), Asked::Invalidate(invalidate)]);
+    }
+    talk.host.diary().late = vec![0];
+    assert_eq!(tell(&mut talk, iotlb::INVALIDATE, 0), refused);
+    talk.host.diary().unmappable = true;
+    assert_eq!(tell(&mut talk, iotlb::UPDATE, 0), refused);
+}
+
+#[test]
+fn what_the_device_asks_goes_over_its_channel_and_a_refusal_comes_back() {
+    let mut talk = Talk::ready(SPLIT);
+    let reply = talk.on(message(id::SET_BACKEND_REQ_FD, 0, &[], 1)).unwrap();
+    assert!(reply.channel.is_some() && reply.answer.is_none());
+    let miss = Ask::Miss { iova: 0x5000, perm: 1 };
+    talk.host.diary().asks = vec![miss; 2];
+    let bytes = talk.session.requests(&mut talk.host);
+    assert_eq!((bytes.len(), bytes[4]), (88, 9), "each with an acknowledgement asked for");
+    talk.host.asked();
+    let answer = |value: u64| message(1, 4, value.as_bytes(), 0);
+    assert!(talk.session.on_reply(&answer(0), &mut talk.host) && talk.host.asked().is_empty());
+    assert!(talk.session.on_reply(&answer(1), &mut talk.host));
+    assert_eq!(talk.host.asked(), [Asked::Refused(miss)]);
+    assert!(!talk.session.on_reply(&answer(0), &mut talk.host), "nothing was asked");
+    // Not negotiated.
+    let mut talk = Talk::new();
+    talk.tell(id::SET_PROTOCOL_FEATURES, PROTOCOL_F_REPLY_ACK);
+    assert!(!talk.ask(id::SET_BACKEND_REQ_FD, &[], 1));
 }
 
 #[test]
