@@ -2,7 +2,7 @@
 
 use hugepages::Backing;
 use pmd::Port;
-use pmd::port::{fault, generator, null, pcap, tap, tracer, vhost, virtio_user};
+use pmd::port::{fault, generator, nic, null, pcap, tap, tracer, vhost, virtio_user};
 use pmd::vhost::{Server, Socket};
 
 use crate::Error;
@@ -38,6 +38,7 @@ impl Maker {
         let mut port: Box<dyn Port> = match vdev.kind {
             "null" => Box::new(null::Null::new(name, self.null(vdev))?),
             "generator" => Box::new(generator::Generator::new(name, self.generator(vdev))?),
+            "nic" => nic::new(name, vdev.text("pci").unwrap_or_default(), self.nic(vdev, options))?,
             "tap" => Box::new(tap::Tap::new(name, self.tap(vdev))?),
             "pcap" => Box::new(pcap::Pcap::new(name, self.pcap(vdev))?),
             "vhost" => {
@@ -123,6 +124,20 @@ impl Maker {
             offloads: vdev.flag("offloads").unwrap_or(default.offloads),
             mac: vdev.mac("mac"),
             mtu: vdev.number("mtu").map_or(options.mtu(), |n| n as u32),
+            backing: self.backing,
+        }
+    }
+
+    fn nic(&self, vdev: &Vdev, options: &Options) -> nic::Config {
+        let default = nic::Config::default();
+        let ring = |given: u16, usual| if given > 0 { given } else { usual };
+        nic::Config {
+            rx_size: ring(options.rxd, default.rx_size),
+            tx_size: ring(options.txd, default.tx_size),
+            mtu: vdev.number("mtu").map_or(options.mtu(), |n| n as u32),
+            promiscuous: vdev.flag("promisc").unwrap_or(default.promiscuous),
+            mac: vdev.mac("mac"),
+            copy_break: vdev.number("copy_break").map_or(default.copy_break, |n| n as u32),
             backing: self.backing,
         }
     }

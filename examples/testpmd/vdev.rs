@@ -55,6 +55,9 @@ impl Vdev {
     /// # Errors
     /// One line that names the kind, key or value and what is allowed.
     pub(crate) fn parse(text: &str) -> Result<Vdev, Error> {
+        if let Some(vdev) = Vdev::parse_pci(text) {
+            return vdev;
+        }
         let (device, devargs) = text.split_once(',').unwrap_or((text, ""));
         let stem = device.trim_end_matches(|c: char| c.is_ascii_digit());
         let number = &device[stem.len()..];
@@ -83,6 +86,21 @@ impl Vdev {
             }
         }
         Ok(Vdev { name, kind: kind.name, devargs: devargs.into(), ignored, args })
+    }
+
+    /// Reads `PCI-ADDRESS,key=value,...`; `None`: it does not begin with such an address.
+    fn parse_pci(text: &str) -> Option<Result<Vdev, Error>> {
+        let (address, devargs) = text.split_once(',').unwrap_or((text, ""));
+        let address = pci(address)?;
+        let kind = KINDS.iter().find(|k| k.name == "nic").expect("among the kinds");
+        let mut args = vec![("pci", address.clone())];
+        for arg in devargs.split(',').filter(|a| !a.is_empty()) {
+            match argument(&address, kind, arg) {
+                Ok(arg) => args.push(arg),
+                Err(e) => return Some(Err(e)),
+            }
+        }
+        Some(Ok(Vdev { name: address, kind: kind.name, devargs: devargs.into(), ignored: Vec::new(), args }))
     }
 
     /// Values of a key that may be given again and again.
@@ -150,6 +168,20 @@ pub(crate) fn number(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
+/// Reads a PCI address, `0000:3b:00.0` or without its domain; in full.
+fn pci(text: &str) -> Option<String> {
+    let (place, function) = text.split_once('.')?;
+    let mut parts = place.split(':').collect::<Vec<_>>();
+    if parts.len() == 2 {
+        parts.insert(0, "0000");
+    }
+    let &[domain, bus, device] = parts.as_slice() else { return None };
+    let hex = |part: &str, digits| part.len() == digits && part.bytes().all(|b| b.is_ascii_hexdigit());
+    let good =
+        domain.len() >= 4 && hex(domain, domain.len()) && hex(bus, 2) && hex(device, 2) && hex(function, 1);
+    good.then(|| format!("{domain}:{bus}:{device}.{function}").to_lowercase())
+}
+
 /// Reads `xx:xx:xx:xx:xx:xx`.
 pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
     let mut out = [0; 6];
@@ -189,6 +221,12 @@ mod tests {
         }
         let pcap = Vdev::parse("pcap0,rx_pcap=a,rx_pcap=b").unwrap();
         assert!(pcap.texts("rx_pcap").eq(["a", "b"]));
+        for text in ["0000:3B:00.1,queues=4", "3b:00.1,queues=4"] {
+            let nic = Vdev::parse(text).unwrap();
+            assert_eq!((nic.name.as_str(), nic.kind, nic.number("queues")), ("0000:3b:00.1", "nic", Some(4)));
+            assert_eq!(nic.text("pci"), Some("0000:3b:00.1"));
+        }
+        assert_eq!(Vdev::parse("nic0,pci=3b:00.1").unwrap().name, "net_nic0");
         let user = Vdev::parse("net_virtio_user0,path=/s,cq=0,vectorized=1").unwrap();
         assert_eq!(user.ignored, ["cq=0 of net_virtio_user0", "vectorized=1 of net_virtio_user0"]);
         let generator = Vdev::parse("generator0,rate=2M").unwrap();
@@ -200,7 +238,11 @@ mod tests {
         for (text, message) in [
             (
                 "foo0",
-                "--vdev foo0: no kind of port 'foo0'; known: vhost<N>, virtio_user<N>, tap<N>, pcap<N>, null<N>, generator<N>",
+                "--vdev foo0: no kind of port 'foo0'; known: vhost<N>, virtio_user<N>, tap<N>, pcap<N>, null<N>, nic<N>, generator<N>",
+            ),
+            (
+                "3b:00.0,speed=1",
+                "--vdev 0000:3b:00.0: unknown key 'speed'; allowed: pci, copy_break, promisc, mtu, queues, mac, tracer, record, fault",
             ),
             ("net_null", "--vdev net_null: 'net_null' needs a number, as in net_null0"),
             ("vhost0", "--vdev net_vhost0: key 'iface' is required"),

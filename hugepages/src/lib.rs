@@ -12,6 +12,7 @@ compile_error!(
 );
 
 pub mod reserve;
+pub mod dma;
 pub mod sigbus;
 pub mod map;
 mod copy;

@@ -9,6 +9,7 @@ use rustix::fs::{self, FileType, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
 
+use crate::dma;
 use crate::reserve;
 pub use crate::reserve::PageSize;
 use crate::sigbus::{Guard, MAX_GUARDED};
@@ -79,6 +80,9 @@ pub enum MapError {
         /// Node asked for.
         node: Option<u32>,
     },
+    /// Devices that are to read and write it cannot.
+    #[error(transparent)]
+    Reach(#[from] dma::Unreachable),
     /// The kernel refused.
     #[error("{what}: {errno}")]
     Os {
@@ -122,6 +126,8 @@ pub struct Map {
     sealed: bool,
     /// Of a file that somebody else may change.
     guard: Option<Guard>,
+    /// Gone before the memory is.
+    reach: Option<dma::Guard>,
 }
 
 // SAFETY: a Map is an address range and a descriptor; the bytes behind it are only ever accessed
@@ -169,8 +175,8 @@ impl Map {
         let guard = Guard::new(base.as_ptr() as usize, whole);
         let lacks_guard = guard.is_none();
         // Without a guard it is unmapped again.
-        let map = Map { base, len: whole, page, file: fd, end, sealed, guard };
-        if lacks_guard { Err(MapError::TooMany) } else { Ok((map, (offset - begin) as usize)) }
+        let map = Map { base, len: whole, page, file: fd, end, sealed, guard, reach: None };
+        if lacks_guard { Err(MapError::TooMany) } else { Ok((map.reached()?, (offset - begin) as usize)) }
     }
 
     /// Makes `len` bytes (rounded up to whole pages) of zeroed memory of our own, populated, in a
@@ -207,14 +213,20 @@ impl Map {
             Err(Errno::NOMEM) if backing.page != PageSize::Base => return Err(none),
             Err(e) => return Err(os("mmap of own memory")(e)),
         };
-        let map = Map { base, len: whole, page, file: fd, end: whole as u64, sealed: true, guard: None };
+        let map = Map { base, len: whole, page, file: fd, end: whole as u64, sealed: true, guard: None, reach: None };
         if let Some(node) = backing.node {
             map.bind(node).map_err(os("mbind of own memory"))?;
             // SAFETY: the range is our own mapping, whole.
             unsafe { mm::madvise(base.as_ptr().cast(), whole, mm::Advice::LinuxPopulateWrite) }
                 .map_err(|_| none)?;
         }
-        Ok(map)
+        map.reached()
+    }
+
+    /// Lets devices that reach memory by themselves read and write it.
+    fn reached(mut self) -> Result<Map, MapError> {
+        self.reach = Some(dma::Guard::new(self.address(), self.len as u64)?);
+        Ok(self)
     }
 
     /// Like [`Map::shared`], but falls back to ordinary pages. The second value is the error that
@@ -305,7 +317,7 @@ impl Map {
         }
         .map_err(os("mmap of own memory"))?;
         let base = NonNull::new(base.cast()).expect("mmap does not return null");
-        Ok(Map { base, len, page, file, end: len as u64, sealed: true, guard: None })
+        Ok(Map { base, len, page, file, end: len as u64, sealed: true, guard: None, reach: None })
     }
 
     fn bind(&self, node: u32) -> Result<(), Errno> {
@@ -342,6 +354,7 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
+        self.reach = None;
         // First: what is mapped here next is no business of it.
         self.guard = None;
         // SAFETY: the range is exactly what mmap returned; every Window and Buf holds the Map alive.

@@ -11,6 +11,7 @@ pub mod completion;
 pub mod offload;
 pub mod vring;
 pub mod vhost;
+mod nic;
 pub mod port;
 pub mod worker;
 

@@ -11,6 +11,7 @@ pub mod null;
 pub mod generator;
 pub mod pcap;
 pub mod tap;
+pub mod nic;
 pub mod vhost;
 pub mod virtio_user;
 pub mod watch;

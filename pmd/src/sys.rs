@@ -5,3 +5,4 @@ pub(crate) mod cycles;
 #[allow(dead_code)]
 pub(crate) mod eventfd;
 pub(crate) mod tap;
+pub(crate) mod vfio;

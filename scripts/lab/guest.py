@@ -102,7 +102,8 @@ class Shell:
 
 
 class Guest(Shell):
-    """A guest with one virtio-net device on a vhost-user socket, at its shell once `up` returns.
+    """A guest with one virtio-net device on a vhost-user socket, at its shell once `up` returns. Without a socket it has
+    only the devices of `extra`.
 
     `device` adds properties to virtio-net-pci (`packed=on`), `queues` more than one asks for MQ. It has as
     many CPUs as queue pairs, because its driver leaves those disabled that have no CPU, and what a TAP sends there is
@@ -110,7 +111,7 @@ class Guest(Shell):
     """
 
     def __init__(self, name, sock, device="", queues=1, kernel="6.12", mac="52:54:00:00:00:01", memory_mib=384,
-                 backing="memfd", extra=(), chardev="", iommu=(), append=""):
+                 backing="memfd", extra=(), chardev="", iommu=(), append="", cpus=None):
         super().__init__(name)
         serial, qmp = run_dir() / f"{name}.serial", run_dir() / f"{name}.qmp"
         share = f"memory-backend-{backing},id=mem,size={memory_mib}M,share=on"
@@ -119,15 +120,16 @@ class Guest(Shell):
         argv = ["nice", "-n", "5", LAB / "qemu/usr/bin/qemu-system-x86_64",
                 "-L", LAB / "qemu/usr/share/qemu", "-L", LAB / "qemu/usr/share/seabios",
                 "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-M", "q35",
-                "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", queues, "-m", f"{memory_mib}M,slots=4,maxmem=4G",
+                "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", cpus or queues, "-m", f"{memory_mib}M,slots=4,maxmem=4G",
                 "-object", share, "-numa", "node,memdev=mem",
                 "-kernel", LAB / f"vmlinuz-{kernel}", "-initrd", LAB / f"initramfs-{kernel}.gz",
                 "-append", f"console=ttyS0 quiet panic=-1 tsc=reliable ipv6.disable=1 {append}", *iommu,
                 "-chardev", f"socket,id=serial,path={serial},server=on,wait=off", "-serial", "chardev:serial",
-                "-qmp", f"unix:{qmp},server=on,wait=off",
-                "-chardev", f"socket,id=vhost,path={sock}{chardev}",
-                "-netdev", f"vhost-user,id=net,chardev=vhost,queues={queues}",
-                "-device", ",".join(filter(None, [f"virtio-net-pci,netdev=net,mac={mac},disable-legacy=on,romfile=", device]))]
+                "-qmp", f"unix:{qmp},server=on,wait=off"]
+        if sock:
+            device = filter(None, [f"virtio-net-pci,netdev=net,mac={mac},disable-legacy=on,romfile=", device])
+            argv += ["-chardev", f"socket,id=vhost,path={sock}{chardev}",
+                     "-netdev", f"vhost-user,id=net,chardev=vhost,queues={queues}", "-device", ",".join(device)]
         argv += extra
         env = {"QEMU_MODULE_DIR": str(LAB / "qemu/usr/lib/x86_64-linux-gnu/qemu"), "LD_LIBRARY_PATH": LIBRARIES}
         self.process = Process(argv, f"qemu-{name}", env=env)

@@ -16,9 +16,7 @@ const MEANINGLESS: &[(&str, bool)] = &[
     ("-s", true),
     ("-S", true),
     ("-b", true),
-    ("-w", true),
     ("-v", false),
-    ("--allow", true),
     ("--block", true),
     ("--base-virtaddr", true),
     ("--create-uio-dev", false),
@@ -79,8 +77,11 @@ const MEANINGLESS: &[(&str, bool)] = &[
     ("--txwt", true),
 ];
 
+/// DPDK's words for "use this PCI device".
+const ALLOW: [&str; 3] = ["-a", "-w", "--allow"];
+
 /// Takes out the lone `--` and what means nothing here. Before a lone `--` stand DPDK's EAL options,
-/// where `-a` allows a PCI device; after it, and without one, `-a` is `--auto-start`.
+/// where `-a` names a PCI device, which is a port; after it, and without one, `-a` is `--auto-start`.
 ///
 /// # Errors
 /// When an argument is not UTF-8 or a coremask is none.
@@ -105,9 +106,18 @@ pub(super) fn arrange(args: impl Iterator<Item = OsString>) -> Result<(Vec<Strin
             continue;
         }
         let (name, glued) = split(arg);
+        if ALLOW.contains(&name) && (eal || name != "-a") {
+            let device = if glued {
+                arg[name.len()..].trim_start_matches('=')
+            } else {
+                args.get(at).map_or("", String::as_str)
+            };
+            at += usize::from(!glued);
+            given.push(format!("--vdev={device}"));
+            continue;
+        }
         let takes_value = match MEANINGLESS.iter().find(|(known, _)| *known == name) {
             Some((_, takes_value)) => *takes_value,
-            None if eal && name == "-a" => true,
             None => {
                 given.push(arg.clone());
                 continue;
@@ -130,7 +140,9 @@ fn split(arg: &str) -> (&str, bool) {
     }
     // -m256, but not -ia: only these options of one letter take values.
     match arg.get(..2) {
-        Some(short) if arg.len() > 2 && MEANINGLESS.contains(&(short, true)) => (short, true),
+        Some(short) if arg.len() > 2 && (MEANINGLESS.contains(&(short, true)) || short == "-w") => {
+            (short, true)
+        }
         _ => (arg, false),
     }
 }

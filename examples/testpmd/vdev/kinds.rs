@@ -122,6 +122,20 @@ pub(crate) const KINDS: &[Kind] = &[
         meaningless: &["copy"],
     },
     Kind {
+        name: "nic",
+        about: "a NIC bound to vfio-pci; -a PCI-ADDRESS,key=value,... is the same (docs/nics.md)",
+        keys: &[
+            key("pci", Form::Text, "its address, as 0000:3b:00.0; scripts/bind status lists them"),
+            key("copy_break", Form::Number(0, 65535), "frames of at most so many bytes are copied when sent"),
+            key("promisc", Form::Flag, "0: take only frames for its own address"),
+            key("mtu", Form::Number(68, 65535), "largest payload of a frame; --max-pkt-len unless given"),
+            QUEUES,
+            MAC,
+        ],
+        required: &["pci"],
+        meaningless: &[],
+    },
+    Kind {
         name: "generator",
         about: "UDP flows, numbered frame by frame, and a check of what comes back",
         keys: &[

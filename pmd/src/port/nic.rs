@@ -1,0 +1,267 @@
+//! A port on a NIC that is bound to VFIO. The NIC reads the packets it sends where they lie, in a
+//! guest's memory too, and their receipts come home in `reap` when it has done with them.
+
+mod queue;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use hugepages::{Backing, Table};
+
+use crate::nic::{About, Chip, NicError, Setup, e1000e, open, pci, registers};
+use crate::port::{Caps, Link, Port, PortError, Queue, Stats, Tally};
+use crate::sys::eventfd::EventFd;
+use crate::sys::vfio::{Device, Interrupt};
+use queue::NicQueue;
+
+/// Frames of at most so many bytes are copied before they are sent, unless told otherwise: see
+/// docs/nics.md for the measurement.
+pub const COPY_BREAK: u32 = 256;
+/// Descriptors of a ring unless told otherwise.
+pub const DESCRIPTORS: u16 = 512;
+/// Largest payload of a frame unless told otherwise.
+pub const MTU: u32 = 1500;
+/// Ethernet header with one VLAN tag.
+const HEADER: u32 = 18;
+
+/// What a NIC port is to be.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Descriptors of each receive ring; the device takes the next number it can.
+    pub rx_size: u16,
+    /// Descriptors of each transmit ring.
+    pub tx_size: u16,
+    /// Largest payload of a frame.
+    pub mtu: u32,
+    /// Takes every frame, whatever its destination.
+    pub promiscuous: bool,
+    /// Its address; `None`: the device's own.
+    pub mac: Option<[u8; 6]>,
+    /// Frames of at most so many bytes are copied before they are sent, so that their receipts go home
+    /// at once; 0: none is.
+    pub copy_break: u32,
+    /// Memory of rings and frames.
+    pub backing: Backing,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            rx_size: DESCRIPTORS,
+            tx_size: DESCRIPTORS,
+            mtu: MTU,
+            promiscuous: true,
+            mac: None,
+            copy_break: COPY_BREAK,
+            backing: Backing::default(),
+        }
+    }
+}
+
+/// A port on the device at PCI address `address`, which must be bound to vfio-pci. Not started.
+///
+/// # Errors
+/// One line that says what is in the way, and what to do: the device is another driver's, its group is
+/// not viable, nothing here drives it, memory is out of its reach.
+pub fn new(name: &str, address: &str, config: Config) -> Result<Box<dyn Port>, PortError> {
+    let refused = |e: NicError| error(name, e);
+    let at: pci::Address = address.parse().map_err(refused)?;
+    let mut config = config;
+    config.backing.node = config.backing.node.or(at.node());
+    let (device, id) = open(&at).map_err(refused)?;
+    let shared = Shared::new(name, Some(Arc::clone(&device))).map_err(refused)?;
+    if e1000e::IDS.contains(&id) {
+        let regs = registers(&device, 0).map_err(refused)?;
+        let chip = e1000e::E1000e::new(regs, Some(device));
+        return Ok(Box::new(Nic::new(name, chip, shared, config)?));
+    }
+    let what = format!(
+        "device {at} is {:04x}:{:04x}, which has no driver here; see docs/nics.md for those that have",
+        id.vendor, id.device
+    );
+    Err(refused(NicError::Device(what.into())))
+}
+
+fn error(port: &str, e: NicError) -> PortError {
+    PortError::Io { port: port.to_owned(), what: "NIC".to_owned(), source: std::io::Error::other(e) }
+}
+
+/// What the control side and all queues know of the device.
+struct Shared {
+    /// For the log.
+    name: String,
+    device: Option<Arc<Device>>,
+    /// It reaches no memory any more: whatever it had is ours again.
+    halted: AtomicBool,
+    /// The kernel wants the device back; it met an error it cannot recover from.
+    removal: EventFd,
+    failure: EventFd,
+}
+
+impl Shared {
+    fn new(name: &str, device: Option<Arc<Device>>) -> Result<Arc<Shared>, NicError> {
+        let event = || EventFd::new().map_err(|e| NicError::Device(format!("eventfd: {e}").into()));
+        let shared = Shared {
+            name: name.to_owned(),
+            device,
+            halted: AtomicBool::new(true),
+            removal: event()?,
+            failure: event()?,
+        };
+        if let Some(device) = &shared.device {
+            device.interrupt(Interrupt::Removal, &[&shared.removal])?;
+            device.interrupt(Interrupt::Error, &[&shared.failure])?;
+        }
+        Ok(Arc::new(shared))
+    }
+
+    fn halted(&self) -> bool {
+        // Pairs with the release in `halt`: the device reaches no memory.
+        self.halted.load(Ordering::Acquire)
+    }
+
+    /// Takes memory away from the device. Its buffers can be finished from then on.
+    fn halt(&self, why: &str) {
+        if self.halted() {
+            return;
+        }
+        tracing::error!("{}: stopped: {why}; 'port stop' and 'port start' begin anew", self.name);
+        if let Some(device) = &self.device {
+            let _ = device.set_master(false);
+            device.reset();
+        }
+        self.halted.store(true, Ordering::Release);
+    }
+
+    /// Looks whether the kernel has said something.
+    fn look(&self) {
+        if self.removal.clear() {
+            self.halt("the device is being removed");
+        }
+        if self.failure.clear() {
+            self.halt("the device met an error on its bus");
+        }
+    }
+}
+
+/// The control side.
+struct Nic<C: Chip> {
+    name: String,
+    config: Config,
+    about: About,
+    chip: Mutex<C>,
+    shared: Arc<Shared>,
+    mac: [u8; 6],
+    tally: Tally,
+    /// What the device's counters showed when they were cleared.
+    cleared: Vec<u64>,
+}
+
+impl<C: Chip> Nic<C> {
+    fn new(name: &str, chip: C, shared: Arc<Shared>, config: Config) -> Result<Nic<C>, PortError> {
+        let (about, mac) = (chip.about(), config.mac.unwrap_or_else(|| chip.mac()));
+        let most = about.max_frame - HEADER;
+        if !(68..=most).contains(&config.mtu) {
+            let what = format!("mtu={} is not in 68..={most}, which this device can", config.mtu);
+            return Err(PortError::Config { port: name.to_owned(), what });
+        }
+        let (name, chip) = (name.to_owned(), Mutex::new(chip));
+        Ok(Nic { name, config, about, chip, shared, mac, tally: Tally::default(), cleared: Vec::new() })
+    }
+
+    fn chip(&self) -> MutexGuard<'_, C> {
+        self.chip.lock().expect("no holder panics")
+    }
+}
+
+impl<C: Chip> Port for Nic<C> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn driver(&self) -> &'static str {
+        self.about.driver
+    }
+
+    fn caps(&self) -> Caps {
+        // What the device cannot is done in software before it gets the packet.
+        Caps {
+            mtu: self.config.mtu,
+            queues: self.about.queues,
+            checksum: true,
+            segmentation: true,
+            reads_foreign_memory: true,
+        }
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
+    fn link(&self) -> Link {
+        self.shared.look();
+        let (up, speed) = self.chip().link();
+        Link { up: up && !self.shared.halted(), speed }
+    }
+
+    /// All memory of the process is within the device's reach while it is open (`hugepages::dma`).
+    fn map(&mut self, _: &Arc<Table>) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn start(&mut self, queues: u16) -> Result<Vec<Box<dyn Queue>>, PortError> {
+        if queues == 0 || queues > self.about.queues {
+            let what = format!("{queues} queues; this device has 1 to {}", self.about.queues);
+            return Err(PortError::Config { port: self.name.clone(), what });
+        }
+        let config = &self.config;
+        let setup = Setup {
+            queues,
+            rx_size: config.rx_size,
+            tx_size: config.tx_size,
+            room: queue::ROOM,
+            max_frame: config.mtu + HEADER,
+            promiscuous: config.promiscuous,
+            mac: config.mac,
+            backing: config.backing,
+        };
+        let rings = self.chip().start(&setup).map_err(|e| error(&self.name, e))?;
+        self.shared.halted.store(false, Ordering::Release);
+        let mut started: Vec<Box<dyn Queue>> = Vec::new();
+        for rings in rings {
+            started.push(Box::new(NicQueue::new(rings, config, &self.name, Arc::clone(&self.shared))?));
+        }
+        self.tally = Tally::of(&started);
+        Ok(started)
+    }
+
+    fn stop(&mut self, queues: Vec<Box<dyn Queue>>) -> Result<(), PortError> {
+        self.chip().stop();
+        self.shared.halted.store(true, Ordering::Release);
+        drop(queues);
+        Ok(())
+    }
+
+    fn stats(&self) -> Vec<Stats> {
+        self.tally.stats()
+    }
+
+    fn xstats(&self) -> Vec<(String, u64)> {
+        let now = self.chip().counters();
+        let then = self.cleared.iter().chain(std::iter::repeat(&0));
+        now.into_iter().zip(then).map(|((name, now), then)| (format!("hw_{name}"), now - then)).collect()
+    }
+
+    fn clear_stats(&mut self) {
+        self.tally.clear();
+        let now = self.chip().counters();
+        self.cleared = now.into_iter().map(|(_, n)| n).collect();
+    }
+}
+
+impl<C: Chip> Drop for Nic<C> {
+    fn drop(&mut self) {
+        self.chip().stop();
+        self.shared.halted.store(true, Ordering::Release);
+    }
+}

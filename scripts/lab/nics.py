@@ -1,0 +1,152 @@
+"""A guest with NICs of one model behind an emulated IOMMU, bound to VFIO; the host is at the other end of their wires."""
+
+import re
+import select
+import shlex
+import socket
+import time
+
+import testpmd
+from guest import Guest
+from place import ROOT, check, run_dir
+
+# Model: (device, needs a root port of its own, option of the kernel's command line).
+MODELS = {
+    "virtio": "virtio-net-pci,iommu_platform=on,disable-legacy=on",
+    "virtio-packed": "virtio-net-pci,iommu_platform=on,disable-legacy=on,packed=on",
+    "e1000e": "e1000e",
+    "igb": "igb",
+    "vmxnet3": "vmxnet3",
+}
+IOMMU = "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"
+WINDOW = 48  # frames on their way at a time: fewer than any ring holds
+
+
+class Wire:
+    """One end of a NIC's cable: frames go in and out as datagrams."""
+
+    def __init__(self, name):
+        self.here, self.there = run_dir() / f"{name}.host", run_dir() / f"{name}.nic"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        self.socket.bind(str(self.here))
+        self.socket.setblocking(False)
+
+    def netdev(self, name):
+        return (f"dgram,id={name},local.type=unix,local.path={self.there},"
+                f"remote.type=unix,remote.path={self.here}")
+
+    def send(self, frame):
+        """False: the NIC takes no more now."""
+        try:
+            self.socket.sendto(frame, str(self.there))
+        except OSError:
+            return False
+        return True
+
+    def take(self, wait_s=0.0):
+        """The next frame that came out, or None."""
+        if not select.select([self.socket], [], [], wait_s)[0]:
+            return None
+        return self.socket.recv(1 << 17)
+
+    def drain(self):
+        while self.take() is not None:
+            pass
+
+
+def pump(into, out, sent, patience_s=5, window=WINDOW, ours=lambda frame: True):
+    """Sends frames into one wire and returns what comes out of another, a window at a time."""
+    got, at, last = [], 0, time.monotonic()
+    while len(got) < len(sent) and time.monotonic() - last < patience_s:
+        while at < len(sent) and at - len(got) < window and into.send(sent[at]):
+            at += 1
+        frame = out.take(0.05)
+        if frame is not None and ours(frame):
+            got.append(frame)
+            last = time.monotonic()
+    return got
+
+
+class NicGuest(Guest):
+    """A guest with `n` NICs of a model, on wires; the files of the host are at /host."""
+
+    def __init__(self, model, n=2, memory_mib=1024, cpus=2, options="", append=""):
+        self.wires = [Wire(f"wire{i}") for i in range(n)]
+        extra = ["-device", IOMMU,
+                 "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
+        for i, wire in enumerate(self.wires):
+            # The virtual functions of an igb claim places on its bus.
+            place = f"bus=root{i}" if model == "igb" else f"addr={i + 4}"
+            if model == "igb":
+                extra += ["-device", f"pcie-root-port,id=root{i},slot={i + 1},chassis={i + 1},addr={i + 4}"]
+            extra += ["-netdev", wire.netdev(f"net{i}"),
+                      "-device", f"{MODELS[model]},romfile=,id=nic{i},netdev=net{i},mac=52:54:00:00:01:0{i},{place}{options}"]
+        super().__init__(f"nic-{model}", None, memory_mib=memory_mib, cpus=cpus, extra=extra,
+                         append=f"intel_iommu=on iommu.passthrough=0 {append}")
+        self.up()
+        self.sh("modprobe 9pnet_virtio; modprobe 9p; mkdir -p /host; "
+                "mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host /host")
+        self.sh("for d in proc sys dev; do mount -o bind /$d /host/$d; done; mount -t tmpfs run /host/run")
+        self.sh("modprobe vfio_iommu_type1; modprobe vfio_pci; echo 160 > /proc/sys/vm/nr_hugepages")
+
+    def chroot(self, command, timeout_s=60, must=True):
+        """Runs a command of the host in the guest."""
+        return self.sh(f"chroot /host {command}", timeout_s, must)
+
+    def detach(self, command, first="true"):
+        """Runs a command that goes on by itself."""
+        self.sh(f"{first}; sh -c {shlex.quote(f'({command}) &')}")
+
+    def bind(self):
+        """Gives all NICs to VFIO; their addresses."""
+        status = self.chroot(f"{ROOT}/scripts/bind status")
+        nics = re.findall(r"(?m)^([0-9a-f:.]{12,}) ", status)
+        check(len(nics) == len(self.wires), f"scripts/bind status: {status}")
+        said = self.chroot(f"{ROOT}/scripts/bind bind vfio-pci {' '.join(nics)}")
+        check(said.count("has the driver vfio-pci") == len(nics), f"scripts/bind bind: {said}")
+        return nics
+
+    def faults(self):
+        """What the IOMMU complained about."""
+        return self.sh("dmesg | grep -iE 'DMAR.*fault|DMAR:.*(read|write)' | tail -5", must=False)
+
+
+class Inside:
+    """A testpmd in the guest, at its prompt."""
+
+    def __init__(self, guest, args, name="pmd", timeout_s=60, binary=None):
+        self.guest, self.name = guest, name
+        words = " ".join(shlex.quote(str(a)) for a in [binary or testpmd.binary(), *args])
+        # The pipe has a writer until the guest ends. Not children of the shell: it ends when one ends while it reads.
+        guest.detach(f"sleep 86400 > /tmp/{name}.in", f"mkfifo /tmp/{name}.in")
+        guest.detach(f"chroot /host {words} < /tmp/{name}.in > /tmp/{name}.out 2>&1; echo ended with $? >> /tmp/{name}.out")
+        self._prompt(0, timeout_s)
+
+    def _prompt(self, size, timeout_s):
+        end = time.monotonic() + timeout_s
+        while True:
+            text = self.guest.sh(f"tail -c +{size + 1} /tmp/{self.name}.out", must=False)
+            if "testpmd>" in text:
+                return text
+            check("ended with" not in text and time.monotonic() < end, f"{self.name} in the guest: {text[-1500:]}")
+            time.sleep(0.1)
+
+    def cmd(self, line, timeout_s=20):
+        size = int(self.guest.sh(f"stat -c %s /tmp/{self.name}.out"))
+        self.guest.sh(f"echo {shlex.quote(line)} > /tmp/{self.name}.in")
+        return self._prompt(size, timeout_s)
+
+    def quit(self, timeout_s=20):
+        self.guest.sh(f"echo quit > /tmp/{self.name}.in")
+        end = time.monotonic() + timeout_s
+        while True:
+            text = self.guest.sh(f"tail -3 /tmp/{self.name}.out")
+            if "ended with" in text:
+                check("ended with 0" in text, f"{self.name} in the guest: {text}")
+                return
+            check(time.monotonic() < end, f"{self.name} in the guest does not end: {text}")
+            time.sleep(0.1)
+
+    def tail(self):
+        return self.guest.sh(f"tail -c 1500 /tmp/{self.name}.out", must=False)
