@@ -7,7 +7,13 @@
 pub(crate) mod pci;
 pub(crate) mod memory;
 pub(crate) mod slots;
+mod intel;
+mod rss;
 pub(crate) mod e1000e;
+pub(crate) mod igb;
+pub(crate) mod ixgbe;
+pub(crate) mod virtio;
+pub(crate) mod vmxnet3;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -161,7 +167,8 @@ pub(crate) trait Rings: Send {
 
     /// Empty buffers that the receive ring holds at most.
     fn rx_size(&self) -> u16;
-    /// Adds an empty buffer; the number under which it is kept. The caller counts them.
+    /// Adds an empty buffer; the number under which it is kept, below [`Rings::rx_size`] + 2. The caller
+    /// counts them.
     fn post(&mut self, empty: &Buf) -> u16;
     /// Shows the device what was added.
     fn show_posted(&mut self);

@@ -1,17 +1,18 @@
 //! Intel 82574 (e1000e), from the "82574 GbE Controller Family Datasheet". Section numbers are its.
 
 mod registers;
-mod rings;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::memory::Memory;
+use hugepages::Offload;
+
+use super::intel::{Format, IntelRings, Place};
 use super::pci::Id;
 use super::{About, Chip, NicError, Regs, Setup, wait};
+use crate::spec::net::{GSO_NONE, HDR_F_NEEDS_CSUM};
 use crate::sys::vfio::Device;
 use registers as r;
-pub(crate) use rings::E1000eRings;
 
 /// Devices of the family.
 pub(crate) const IDS: &[Id] = &[Id { vendor: 0x8086, device: 0x10d3 }, Id { vendor: 0x8086, device: 0x10f6 }];
@@ -22,8 +23,39 @@ const MAX_FRAME: u32 = 9018 - 4 + 4;
 const RESET: Duration = Duration::from_millis(100);
 /// Patience with requests that are on the bus, §3.1.3.10.
 const QUIET: Duration = Duration::from_millis(100);
-/// §10.2.5.4, §10.2.6.5: rings are a multiple of 128 bytes long, and as aligned.
-const ALIGN: u64 = 128;
+/// Descriptors of the 82574: extended ones for receive (§7.1.5), context and data ones for transmit
+/// (§7.2.10, §7.2.11).
+pub(crate) struct Extended;
+
+impl Extended {
+    const DATA: u64 = 1 << 20;
+    const L4_CHECKSUM: u64 = 1 << 41;
+}
+
+impl Format for Extended {
+    /// The field has room for more, which the chip's buffer has not (§7.2.1).
+    const MAX_PIECE: u32 = 8192;
+    /// RXE, CXE, SEQ, SE, CE.
+    const DAMAGED: u64 = 1 << 31 | 1 << 28 | 1 << 26 | 1 << 25 | 1 << 24;
+    /// TCPE, IXSM.
+    const UNSURE: u64 = 1 << 29 | 1 << 2;
+
+    fn completes(offload: &Offload) -> bool {
+        let field = u32::from(offload.csum_start) + u32::from(offload.csum_offset);
+        offload.gso_type == GSO_NONE && field <= 255
+    }
+
+    fn context(offload: &Offload, _: u16) -> (u64, u64) {
+        // TUCSS, TUCSO; TUCSE 0: to the end. The IP fields are not used.
+        let start = u64::from(offload.csum_start);
+        (start << 32 | (start + u64::from(offload.csum_offset)) << 40, 0)
+    }
+
+    fn data(offload: &Offload, len: u32, _: u32) -> u64 {
+        let sum = if offload.flags & HDR_F_NEEDS_CSUM != 0 { Extended::L4_CHECKSUM } else { 0 };
+        u64::from(len) | Extended::DATA | sum
+    }
+}
 
 /// The control side.
 pub(crate) struct E1000e {
@@ -58,7 +90,7 @@ impl E1000e {
     }
 
     /// §4.6.5.
-    fn start_receive(&self, rings: &E1000eRings, setup: &Setup) {
+    fn start_receive(&self, at: Place, setup: &Setup) {
         let regs = &self.regs;
         for i in 0..r::MTA_WORDS {
             regs.set(r::MTA + 4 * i, 0);
@@ -70,7 +102,14 @@ impl E1000e {
         regs.set(r::RXCSUM, r::RXCSUM_IP | r::RXCSUM_TCP_UDP);
         regs.set(r::RFCTL, r::RFCTL_EXTENDED);
         regs.set(r::MRQC, 0);
-        rings.open_receive();
+        regs.set(r::RDBAL, at.at as u32);
+        regs.set(r::RDBAH, (at.at >> 32) as u32);
+        regs.set(r::RDLEN, at.bytes);
+        regs.set(r::RDH, 0);
+        regs.set(r::RDT, 0);
+        regs.set(r::RDTR, 0);
+        // Prefetch 8 when the host has 4; write back each.
+        regs.set(r::RXDCTL, r::DCTL_DESCRIPTORS | 1 << 16 | 4 << 8 | 8);
         let size = match setup.room {
             1024 => r::RCTL_1024,
             4096 => r::RCTL_4096,
@@ -84,15 +123,22 @@ impl E1000e {
     }
 
     /// §4.6.6.
-    fn start_transmit(&self, rings: &E1000eRings) {
-        rings.open_transmit();
-        self.regs.set(r::TIPG, r::TIPG_COPPER);
-        self.regs.set(r::TCTL, r::TCTL_ON | r::TCTL_PSP | r::TCTL_RETRY);
+    fn start_transmit(&self, at: Place) {
+        let regs = &self.regs;
+        regs.set(r::TDBAL, at.at as u32);
+        regs.set(r::TDBAH, (at.at >> 32) as u32);
+        regs.set(r::TDLEN, at.bytes);
+        regs.set(r::TDH, 0);
+        regs.set(r::TDT, 0);
+        regs.set(r::TIDV, 0);
+        regs.set(r::TXDCTL, r::DCTL_DESCRIPTORS | r::TXDCTL_ONE | 1 << 16 | 1 << 8 | 31);
+        regs.set(r::TIPG, r::TIPG_COPPER);
+        regs.set(r::TCTL, r::TCTL_ON | r::TCTL_PSP | r::TCTL_RETRY);
     }
 }
 
 impl Chip for E1000e {
-    type Rings = E1000eRings;
+    type Rings = IntelRings<Extended>;
 
     fn about(&self) -> About {
         About { driver: "net_e1000_em", queues: 1, max_frame: MAX_FRAME }
@@ -104,24 +150,20 @@ impl Chip for E1000e {
         [a, b, c, d, e, f]
     }
 
-    fn start(&mut self, setup: &Setup) -> Result<Vec<E1000eRings>, NicError> {
+    fn start(&mut self, setup: &Setup) -> Result<Vec<IntelRings<Extended>>, NicError> {
         assert_eq!(setup.queues, 1, "of one queue pair");
         self.reset()?;
-        // Descriptors of 16 bytes, of which 8 make 128 bytes.
-        let even = |n: u16| n.clamp(8, 4096).next_multiple_of(8);
-        let (rx, tx) = (even(setup.rx_size), even(setup.tx_size));
-        let bytes = 16 * (usize::from(rx) + usize::from(tx)) + 2 * ALIGN as usize;
-        let memory = Memory::new(bytes, setup.backing)?;
-        let rings = E1000eRings::new(Arc::clone(&self.regs), memory, rx, tx);
+        let rings = IntelRings::make(&self.regs, setup, |_| (r::RDT, r::TDT))?;
+        let (rx, tx) = rings[0].places();
         if let Some(device) = &self.device {
             device.set_master(true)?;
         }
         // §4.6.3: force nothing, let the PHY negotiate.
         self.regs.change(r::CTRL, r::CTRL_SLU, r::CTRL_FORCE_SPEED | r::CTRL_FORCE_DUPLEX);
-        self.start_receive(&rings, setup);
-        self.start_transmit(&rings);
+        self.start_receive(rx, setup);
+        self.start_transmit(tx);
         self.counters();
-        Ok(vec![rings])
+        Ok(rings)
     }
 
     fn stop(&mut self) {

@@ -41,4 +41,9 @@ impl Memory {
     pub(crate) fn words<T: hugepages::Word>(&self, at: u64, n: usize) -> Window<T> {
         self.table.window(at, n).expect("inside the block")
     }
+
+    /// All of it: addresses of the table are the device's.
+    pub(crate) fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
 }

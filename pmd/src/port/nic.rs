@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use hugepages::{Backing, Table};
 
-use crate::nic::{About, Chip, NicError, Setup, e1000e, open, pci, registers};
+use crate::nic::{About, Chip, NicError, Setup, e1000e, igb, ixgbe, open, pci, registers, virtio, vmxnet3};
 use crate::port::{Caps, Link, Port, PortError, Queue, Stats, Tally};
 use crate::sys::eventfd::EventFd;
 use crate::sys::vfio::{Device, Interrupt};
+use crate::vring::driver::{Packed, Split};
 use queue::NicQueue;
 
 /// Frames of at most so many bytes are copied before they are sent, unless told otherwise: see
@@ -73,6 +74,30 @@ pub fn new(name: &str, address: &str, config: Config) -> Result<Box<dyn Port>, P
     if e1000e::IDS.contains(&id) {
         let regs = registers(&device, 0).map_err(refused)?;
         let chip = e1000e::E1000e::new(regs, Some(device));
+        return Ok(Box::new(Nic::new(name, chip, shared, config)?));
+    }
+    if igb::IDS.contains(&id) {
+        let regs = registers(&device, 0).map_err(refused)?;
+        let chip = igb::Igb::new(regs, Some(device));
+        return Ok(Box::new(Nic::new(name, chip, shared, config)?));
+    }
+    if ixgbe::IDS.contains(&id) {
+        let regs = registers(&device, 0).map_err(refused)?;
+        let chip = ixgbe::Ixgbe::new(regs, Some(device));
+        return Ok(Box::new(Nic::new(name, chip, shared, config)?));
+    }
+    if virtio::IDS.contains(&id) {
+        let found = virtio::find(device).map_err(refused)?;
+        return Ok(if found.packed() {
+            Box::new(Nic::new(name, found.chip::<Packed>(), shared, config)?)
+        } else {
+            Box::new(Nic::new(name, found.chip::<Split>(), shared, config)?)
+        });
+    }
+    if vmxnet3::IDS.contains(&id) {
+        let (doors, regs) =
+            (registers(&device, 0).map_err(refused)?, registers(&device, 1).map_err(refused)?);
+        let chip = vmxnet3::Vmxnet3::new(doors, regs, Some(device));
         return Ok(Box::new(Nic::new(name, chip, shared, config)?));
     }
     let what = format!(
@@ -265,3 +290,6 @@ impl<C: Chip> Drop for Nic<C> {
         self.shared.halted.store(true, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests;

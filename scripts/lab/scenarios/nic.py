@@ -49,3 +49,22 @@ def nic(model, full, queues=1, mtu=9000):
 def nic_e1000e(full):
     """Intel 82574s under VFIO in a guest forward frames both ways, byte for byte."""
     nic("e1000e", full)
+
+
+@scenario(need, seconds=90, full_seconds=300)
+def nic_igb(full):
+    """Intel 82576s under VFIO in a guest forward frames both ways, byte for byte, on two queue pairs."""
+    nic("igb", full, queues=2)
+
+
+@scenario(need, seconds=120, full_seconds=400)
+def nic_virtio(full):
+    """virtio-net devices under VFIO in a guest forward frames both ways, byte for byte, on split and packed rings."""
+    nic("virtio", full)
+    nic("virtio-packed", full)
+
+
+@scenario(need, seconds=90, full_seconds=300)
+def nic_vmxnet3(full):
+    """VMware vmxnet3 devices under VFIO in a guest forward frames both ways, byte for byte."""
+    nic("vmxnet3", full)

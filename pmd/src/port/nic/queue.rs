@@ -26,7 +26,7 @@ const REFILL: usize = 32;
 /// Descriptors of a ring that `rx` may have lent at a time, besides those in the ring.
 const LENT: usize = 2048;
 /// The device has a packet so long and sends none: it hangs.
-const HANGS: Duration = Duration::from_secs(2);
+pub(super) const HANGS: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 2000 });
 /// Looks without progress between two looks at the clock.
 const LOOKS: u32 = 1024;
 
@@ -64,7 +64,7 @@ impl<R: Rings> NicQueue<R> {
         let max_frame = config.mtu + HEADER;
         let copies = frames::pool(port, usize::from(tx).min(CAP * 2), max_frame, config.backing)?;
         let mut queue = NicQueue {
-            posted: Slots::new(rings.rx_size() + 1),
+            posted: Slots::new(rings.rx_size() + 2),
             held: Held::new(tx, tx),
             rings,
             shared,
@@ -280,7 +280,7 @@ impl<R: Rings> NicQueue<R> {
         self.looks = 0;
         let since = *self.since.get_or_insert_with(Instant::now);
         if since.elapsed() > HANGS && self.done.room() > R::MOST {
-            self.fail(Broken(format!("it has sent nothing for {} s", HANGS.as_secs()).into()));
+            self.fail(Broken(format!("it has sent nothing for {} ms", HANGS.as_millis()).into()));
         }
     }
 

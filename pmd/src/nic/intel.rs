@@ -1,0 +1,324 @@
+//! Descriptor rings of Intel's gigabit and ten-gigabit controllers. Their receive descriptors agree but
+//! for the error bits, their transmit descriptors in where the common bits are; what differs is a
+//! [`Format`].
+
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::sync::atomic::{Ordering, fence};
+
+use hugepages::{Buf, Offload, Window, Words};
+
+use super::memory::Memory;
+use super::slots::Slots;
+use super::{Arrival, Broken, Fate, NicError, Regs, Rings};
+use crate::spec::net::{GSO_NONE, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM};
+
+/// Rings are a multiple of 128 bytes long, and as aligned.
+const ALIGN: u64 = 128;
+/// Bytes of a descriptor.
+const BYTES: usize = 16;
+
+/// Bits of a receive descriptor that was written back, in its second word (82574 §7.1.5.2, 82576
+/// §7.1.5.2, 82599 §7.1.6.2).
+const RX_DONE: u64 = 1;
+const RX_LAST: u64 = 1 << 1;
+/// The TCP or UDP checksum was looked at.
+const RX_L4: u64 = 1 << 4 | 1 << 5;
+const RX_LENGTH: u32 = 32;
+
+/// Bits of a transmit descriptor, in its second word (82574 §7.2.11, 82576 §7.2.2.3, 82599 §7.2.3.2).
+const TX_LAST: u64 = 1 << 24;
+const TX_CRC: u64 = 1 << 25;
+const TX_REPORT: u64 = 1 << 27;
+const TX_EXTENDED: u64 = 1 << 29;
+const TX_DONE: u64 = 1 << 32;
+
+/// What a family's descriptors say differently.
+pub(crate) trait Format: Send + 'static {
+    /// Most bytes of one transmit descriptor.
+    const MAX_PIECE: u32;
+    /// Bits of a damaged packet.
+    const DAMAGED: u64;
+    /// Bits of a wrong TCP or UDP checksum, or of none looked at.
+    const UNSURE: u64;
+
+    /// Whether the device does what is asked.
+    fn completes(offload: &Offload) -> bool;
+    /// The context descriptor of what is asked; `network` is where the IP header begins.
+    fn context(offload: &Offload, network: u16) -> (u64, u64);
+    /// Second word of a data descriptor of `len` bytes, of a packet of `total`.
+    fn data(offload: &Offload, len: u32, total: u32) -> u64;
+}
+
+/// Where a ring is, for the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Its address.
+    pub(crate) at: u64,
+    /// Its length in bytes.
+    pub(crate) bytes: u32,
+}
+
+/// Rings of one queue pair.
+pub(crate) struct IntelRings<F> {
+    regs: Regs,
+    rx: Receive,
+    tx: Transmit,
+    format: PhantomData<F>,
+    /// All rings, for a model of a device.
+    #[cfg(test)]
+    pub(crate) memory: std::sync::Arc<hugepages::Table>,
+}
+
+struct Receive {
+    place: Place,
+    /// Two words a descriptor.
+    ring: Window<u64>,
+    size: u16,
+    /// The next to be filled by the device, and by us.
+    next: u16,
+    tail: u16,
+    /// Register that shows the tail to the device.
+    door: u32,
+}
+
+struct Transmit {
+    place: Place,
+    ring: Window<u64>,
+    size: u16,
+    /// The next to be written, and descriptors that are free.
+    tail: u16,
+    free: u16,
+    door: u32,
+    /// Last descriptor of each packet the device has, and how many it takes.
+    out: VecDeque<(u16, u16)>,
+    /// What the last context descriptor said.
+    context: (u64, u64),
+}
+
+impl<F: Format> IntelRings<F> {
+    /// `queues` pairs of about `rx` and `tx` descriptors; `doors` names the tail registers of each.
+    pub(crate) fn make(
+        regs: &Regs,
+        setup: &super::Setup,
+        doors: impl Fn(u16) -> (u32, u32),
+    ) -> Result<Vec<IntelRings<F>>, NicError> {
+        // 8 descriptors make 128 bytes.
+        let even = |n: u16| n.clamp(8, 4096).next_multiple_of(8);
+        let (rx, tx) = (even(setup.rx_size), even(setup.tx_size));
+        let bytes = BYTES * (usize::from(rx) + usize::from(tx)) + 2 * ALIGN as usize;
+        let mut memory = Memory::new(bytes * usize::from(setup.queues), setup.backing)?;
+        let mut ring = |n: u16| {
+            let bytes = BYTES * usize::from(n);
+            let at = memory.take(bytes, ALIGN);
+            (Place { at, bytes: bytes as u32 }, memory.words(at, 2 * usize::from(n)))
+        };
+        let pair = |queue| {
+            let (rx_door, tx_door) = doors(queue);
+            let (place, words) = ring(rx);
+            let receive = Receive { place, ring: words, size: rx, next: 0, tail: 0, door: rx_door };
+            let (place, words) = ring(tx);
+            let transmit = Transmit {
+                place,
+                ring: words,
+                size: tx,
+                tail: 0,
+                free: tx - 1,
+                door: tx_door,
+                out: VecDeque::with_capacity(tx.into()),
+                context: (0, 0),
+            };
+            (receive, transmit)
+        };
+        let pairs: Vec<_> = (0..setup.queues).map(pair).collect();
+        let rings = |(rx, tx)| IntelRings {
+            regs: regs.clone(),
+            rx,
+            tx,
+            format: PhantomData,
+            #[cfg(test)]
+            memory: memory.table().clone(),
+        };
+        Ok(pairs.into_iter().map(rings).collect())
+    }
+
+    /// Where the receive and the transmit ring are.
+    pub(crate) fn places(&self) -> (Place, Place) {
+        (self.rx.place, self.tx.place)
+    }
+}
+
+impl Transmit {
+    /// Writes one descriptor; its place.
+    #[inline(always)]
+    fn write(&mut self, first: u64, second: u64) -> u16 {
+        let at = self.tail;
+        self.ring.set(2 * usize::from(at), first);
+        self.ring.set(2 * usize::from(at) + 1, second);
+        self.tail = if at + 1 == self.size { 0 } else { at + 1 };
+        self.free -= 1;
+        at
+    }
+}
+
+/// Whether something is left to be done to the packet.
+#[inline(always)]
+fn asks(offload: &Offload) -> bool {
+    offload.flags & HDR_F_NEEDS_CSUM != 0 || offload.gso_type != GSO_NONE
+}
+
+/// Where the IP header of a frame begins: behind one VLAN tag, if it has one.
+fn network(packet: &[Buf]) -> u16 {
+    const TAGGED: [u8; 2] = [0x81, 0x00];
+    if packet[0].peek::<[u8; 2]>(12) == Some(TAGGED) { 18 } else { 14 }
+}
+
+impl<F: Format> Rings for IntelRings<F> {
+    /// What fits the smallest ring with its context.
+    const MOST: usize = 6;
+
+    fn completes(&self, offload: &Offload) -> bool {
+        F::completes(offload)
+    }
+
+    fn tx_size(&self) -> u16 {
+        self.tx.size
+    }
+
+    fn free(&self) -> usize {
+        self.tx.free.into()
+    }
+
+    #[inline]
+    fn send(&mut self, packet: &[Buf]) -> Fate {
+        let tx = &mut self.tx;
+        let offload = packet[0].offload;
+        let asks = asks(&offload);
+        let (mut needed, mut total) = (u32::from(asks), 0);
+        for buf in packet {
+            needed += if buf.len() <= F::MAX_PIECE { 1 } else { buf.len().div_ceil(F::MAX_PIECE) };
+            total += buf.len();
+        }
+        if needed > u32::from(tx.free) {
+            return Fate::Full;
+        }
+        let before = tx.free;
+        if asks {
+            let context = F::context(&offload, network(packet));
+            if tx.context != context || offload.gso_type != GSO_NONE {
+                tx.write(context.0, context.1 | TX_EXTENDED);
+                tx.context = context;
+            }
+        }
+        let mut last = 0;
+        for (i, buf) in packet.iter().enumerate() {
+            let (mut at, mut left) = (buf.iova(), buf.len());
+            loop {
+                let len = left.min(F::MAX_PIECE);
+                left -= len;
+                let end = left == 0 && i + 1 == packet.len();
+                let end = if end { TX_LAST | TX_REPORT } else { 0 };
+                last = tx.write(at, F::data(&offload, len, total) | TX_CRC | TX_EXTENDED | end);
+                at += u64::from(len);
+                if left == 0 {
+                    break;
+                }
+            }
+        }
+        tx.out.push_back((last, before - tx.free));
+        Fate::Taken(last)
+    }
+
+    #[inline]
+    fn show_sent(&mut self) {
+        // Descriptors and packets are in memory before the device is told.
+        fence(Ordering::Release);
+        self.regs.set(self.tx.door, self.tx.tail.into());
+    }
+
+    #[inline]
+    fn sent(&mut self) -> Result<Option<u16>, Broken> {
+        let tx = &mut self.tx;
+        let Some(&(last, taken)) = tx.out.front() else { return Ok(None) };
+        // Pairs with the device's write of the descriptor, after it has read the packet.
+        if tx.ring.acquire(2 * usize::from(last) + 1) & TX_DONE == 0 {
+            return Ok(None);
+        }
+        tx.out.pop_front();
+        tx.free += taken;
+        Ok(Some(last))
+    }
+
+    fn rx_size(&self) -> u16 {
+        // Head and tail alike mean an empty ring.
+        self.rx.size - 1
+    }
+
+    #[inline]
+    fn post(&mut self, empty: &Buf) -> u16 {
+        let rx = &mut self.rx;
+        let at = rx.tail;
+        // The second word is the address of a header buffer, of which there is none; not done yet.
+        rx.ring.set(2 * usize::from(at) + 1, 0);
+        rx.ring.set(2 * usize::from(at), empty.iova());
+        rx.tail = if at + 1 == rx.size { 0 } else { at + 1 };
+        at
+    }
+
+    #[inline]
+    fn show_posted(&mut self) {
+        fence(Ordering::Release);
+        self.regs.set(self.rx.door, self.rx.tail.into());
+    }
+
+    #[inline]
+    fn received(&mut self, posted: &mut Slots) -> Result<Option<Arrival>, Broken> {
+        let rx = &mut self.rx;
+        // Pairs with the device's write of the descriptor, after that of the packet.
+        let word = rx.ring.acquire(2 * usize::from(rx.next) + 1);
+        if word & RX_DONE == 0 {
+            return Ok(None);
+        }
+        let Some(mut buf) = posted.take(rx.next) else { return Ok(None) };
+        rx.next = if rx.next + 1 == rx.size { 0 } else { rx.next + 1 };
+        let last = word & RX_LAST != 0;
+        buf.truncate((word >> RX_LENGTH & 0xffff) as u32);
+        buf.set_more(!last);
+        if word & F::UNSURE == 0 && word & RX_L4 != 0 {
+            buf.offload.flags = HDR_F_DATA_VALID;
+        }
+        let damaged = last && word & F::DAMAGED != 0;
+        Ok(Some(if damaged { Arrival::Damaged(buf) } else { Arrival::Piece(buf) }))
+    }
+}
+
+/// Advanced descriptors: 82576 §7.2.2, 82599 §7.2.3. Contexts and data agree but for one bit.
+pub(crate) struct Advanced;
+
+impl Advanced {
+    const CONTEXT: u64 = 2 << 20;
+    const DATA: u64 = 3 << 20;
+    const TCP: u64 = 1 << 11;
+    const L4_CHECKSUM: u64 = 1 << 41;
+    const PAYLOAD: u32 = 46;
+    /// Where a TCP and a UDP header have their checksum.
+    const TCP_FIELD: u16 = 16;
+    const UDP_FIELD: u16 = 6;
+
+    pub(crate) fn completes(offload: &Offload) -> bool {
+        let known = [Advanced::TCP_FIELD, Advanced::UDP_FIELD].contains(&offload.csum_offset);
+        offload.gso_type == GSO_NONE && known && (18..=14 + 511).contains(&offload.csum_start)
+    }
+
+    pub(crate) fn context(offload: &Offload, network: u16) -> (u64, u64) {
+        let network = network.min(offload.csum_start);
+        let ip = u64::from(offload.csum_start - network);
+        let l4 = if offload.csum_offset == Advanced::TCP_FIELD { Advanced::TCP } else { 0 };
+        (ip | u64::from(network) << 9, Advanced::CONTEXT | l4)
+    }
+
+    pub(crate) fn data(offload: &Offload, len: u32, total: u32) -> u64 {
+        let sum = if asks(offload) { Advanced::L4_CHECKSUM } else { 0 };
+        u64::from(len) | Advanced::DATA | sum | u64::from(total) << Advanced::PAYLOAD
+    }
+}

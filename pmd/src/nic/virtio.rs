@@ -1,0 +1,247 @@
+//! The network device of virtio over PCI: virtio 1.3 §4.1 (transport), §5.1 (network). Modern devices
+//! only, split and packed rings.
+
+mod rings;
+mod transport;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::memory::Memory;
+use super::pci::Id;
+use super::{About, Chip, NicError, Setup};
+use crate::spec::net;
+use crate::spec::virtio as v;
+use crate::sys::vfio::Device;
+use crate::vring::driver::{Areas, Ring, Segment};
+use rings::VirtioRings;
+use transport::Transport;
+
+/// §4.1.2: devices of virtio; modern and transitional network devices.
+pub(crate) const IDS: &[Id] = &[Id { vendor: 0x1af4, device: 0x1041 }, Id { vendor: 0x1af4, device: 0x1000 }];
+
+/// §5.1.3 bit 18, 23; §6 bit 36.
+const F_CTRL_RX: u64 = 1 << 18;
+const F_CTRL_MAC: u64 = 1 << 23;
+const F_ORDER_PLATFORM: u64 = 1 << 36;
+
+/// What is taken of what a device offers.
+const WANTED: u64 = v::F_VERSION_1
+    | v::F_ACCESS_PLATFORM
+    | F_ORDER_PLATFORM
+    | v::F_RING_PACKED
+    | net::F_MAC
+    | net::F_STATUS
+    | net::F_MTU
+    | net::F_MQ
+    | net::F_CTRL_VQ
+    | F_CTRL_RX
+    | F_CTRL_MAC
+    | net::F_MRG_RXBUF
+    | net::F_CSUM
+    | net::F_GUEST_CSUM
+    | net::F_HOST_TSO4
+    | net::F_HOST_TSO6
+    | net::F_HOST_ECN
+    | net::F_HOST_USO;
+
+/// §5.1.6.5: classes and commands of the control queue.
+const PROMISCUOUS: [u8; 2] = [0, 0];
+const SET_MAC: [u8; 2] = [1, 1];
+const SET_PAIRS: [u8; 2] = [4, 0];
+/// Patience with a command, and with a reset.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Entries of the control queue: one command at a time.
+const CONTROL: u16 = 4;
+
+/// A device that was found and not yet started.
+pub(crate) struct Found {
+    transport: Transport,
+    device: Arc<Device>,
+    features: u64,
+}
+
+/// Looks at the device.
+pub(crate) fn find(device: Arc<Device>) -> Result<Found, NicError> {
+    let transport = Transport::find(&device)?;
+    let features = transport.offered() & WANTED;
+    if features & v::F_VERSION_1 == 0 {
+        return Err(NicError::Device("a virtio device of the time before 1.0 (disable-legacy=on)".into()));
+    }
+    if features & v::F_ACCESS_PLATFORM == 0 {
+        let what = "a virtio device that goes around the IOMMU: its host must set iommu_platform=on";
+        return Err(NicError::Device(what.into()));
+    }
+    Ok(Found { transport, device, features })
+}
+
+impl Found {
+    /// Whether its rings will be packed.
+    pub(crate) fn packed(&self) -> bool {
+        self.features & v::F_RING_PACKED != 0
+    }
+
+    /// The chip, with rings of that layout.
+    pub(crate) fn chip<R: Ring>(self) -> VirtioNet<R> {
+        let Found { transport, device, features } = self;
+        VirtioNet { transport, device, features, control: None }
+    }
+}
+
+/// The control side.
+pub(crate) struct VirtioNet<R> {
+    transport: Transport,
+    device: Arc<Device>,
+    features: u64,
+    control: Option<Control<R>>,
+}
+
+/// The queue that commands go through.
+struct Control<R> {
+    ring: R,
+    /// A command and its acknowledgement.
+    memory: Memory,
+    at: u64,
+    door: transport::Door,
+}
+
+impl<R: Ring> VirtioNet<R> {
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    fn pairs(&self) -> u16 {
+        if self.has(net::F_MQ) { self.transport.config16(8).clamp(1, net::MAX_QUEUE_PAIRS) } else { 1 }
+    }
+
+    /// Makes ring `index` of at most `wanted` entries over `memory`, and shows it to the device.
+    fn ring(&self, index: u16, size: u16, memory: &mut Memory) -> Result<(R, transport::Door), NicError> {
+        let bytes = Areas::at(0, size, self.features, 0).end as usize;
+        let areas = Areas::at(memory.take(bytes, ALIGN), size, self.features, 0);
+        let mut ring = R::open(&areas, memory.table()).expect("inside the block");
+        ring.arm(None);
+        let door = self.transport.open_queue(index, &areas)?;
+        Ok((ring, door))
+    }
+
+    /// The size of ring `index`: the device's own, or less if that is wanted.
+    fn size(&self, index: u16, wanted: u16) -> Result<u16, NicError> {
+        let most = self.transport.queue_size(index);
+        if most == 0 {
+            return Err(NicError::Device(format!("the device has no queue {index}").into()));
+        }
+        let size = most.min(wanted.max(2)).min(v::MAX_RING);
+        Ok(if self.has(v::F_RING_PACKED) || size.is_power_of_two() {
+            size
+        } else {
+            size.next_power_of_two() / 2
+        })
+    }
+
+    fn control(&self) -> Result<Option<Control<R>>, NicError> {
+        if !self.has(net::F_CTRL_VQ) {
+            return Ok(None);
+        }
+        let index = 2 * self.pairs();
+        let size = self.size(index, CONTROL)?;
+        let mut memory =
+            Memory::new(4096, hugepages::Backing { page: hugepages::PageSize::Base, node: None })?;
+        let (ring, door) = self.ring(index, size, &mut memory)?;
+        let at = memory.take(64, 64);
+        Ok(Some(Control { ring, memory, at, door }))
+    }
+
+    /// What is set by commands, once the device runs.
+    fn command(&mut self, setup: &Setup) -> Result<(), NicError> {
+        let (receive, own) = (self.has(F_CTRL_RX), self.has(F_CTRL_MAC));
+        let Some(control) = &mut self.control else { return Ok(()) };
+        if receive {
+            control.send(PROMISCUOUS, &[setup.promiscuous.into()])?;
+        }
+        if let Some(mac) = setup.mac.filter(|_| own) {
+            control.send(SET_MAC, &mac)?;
+        }
+        if setup.queues > 1 {
+            control.send(SET_PAIRS, &setup.queues.to_le_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Areas of rings begin at a multiple of this.
+const ALIGN: u64 = 4096;
+
+impl<R: Ring> Control<R> {
+    fn send(&mut self, command: [u8; 2], data: &[u8]) -> Result<(), NicError> {
+        use hugepages::Words;
+        let bytes = self.memory.words::<u64>(self.at, 8);
+        let mut words = [0u8; 32];
+        words[..2].copy_from_slice(&command);
+        words[2..2 + data.len()].copy_from_slice(data);
+        bytes.copy_in(0, &words);
+        // The acknowledgement: neither 0 nor 1 until the device has written it.
+        bytes.set(7, 0xff);
+        let chain = [Segment::read(self.at, 2 + data.len() as u32), Segment::write(self.at + 56, 1)];
+        self.ring.add(&chain).expect("one command at a time");
+        if self.ring.publish() {
+            self.door.kick();
+        }
+        let used = super::wait(PATIENCE, || !matches!(self.ring.used(), Ok(None)));
+        if !used {
+            return Err(NicError::Late("answer a command", PATIENCE.as_millis() as u64));
+        }
+        match bytes.acquire(7) & 0xff {
+            0 => Ok(()),
+            ack => Err(NicError::Device(format!("the device refused command {command:?}: {ack}").into())),
+        }
+    }
+}
+
+impl<R: Ring + 'static> Chip for VirtioNet<R> {
+    type Rings = VirtioRings<R>;
+
+    fn about(&self) -> About {
+        let longest = if self.has(net::F_MTU) { u32::from(self.transport.config16(10)) + 18 } else { 65_535 };
+        About { driver: "net_virtio", queues: self.pairs(), max_frame: longest }
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        std::array::from_fn(|i| self.transport.config8(i as u32))
+    }
+
+    fn start(&mut self, setup: &Setup) -> Result<Vec<VirtioRings<R>>, NicError> {
+        self.transport.reset()?;
+        self.transport.negotiate(self.features)?;
+        self.device.set_master(true)?;
+        let mut started = Vec::new();
+        for pair in 0..setup.queues {
+            let rx_size = self.size(2 * pair, setup.rx_size)?;
+            let tx_size = self.size(2 * pair + 1, setup.tx_size)?;
+            let rings = |size| Areas::at(0, size, self.features, 0).end as usize + ALIGN as usize;
+            let headers = rings::headers(tx_size);
+            let mut memory = Memory::new(rings(rx_size) + rings(tx_size) + headers, setup.backing)?;
+            let rx = self.ring(2 * pair, rx_size, &mut memory)?;
+            let tx = self.ring(2 * pair + 1, tx_size, &mut memory)?;
+            started.push(VirtioRings::new(rx, tx, memory, self.features, setup.max_frame));
+        }
+        self.control = self.control()?;
+        self.transport.run();
+        self.command(setup)?;
+        Ok(started)
+    }
+
+    fn stop(&mut self) {
+        let _ = self.transport.reset();
+        let _ = self.device.set_master(false);
+    }
+
+    fn link(&self) -> (bool, u32) {
+        let up = if self.has(net::F_STATUS) { self.transport.config16(6) & 1 != 0 } else { true };
+        // §5.1.4: speed and duplex; all ones when unknown.
+        (up, 0)
+    }
+
+    fn counters(&mut self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
