@@ -213,7 +213,16 @@ impl Map {
             Err(Errno::NOMEM) if backing.page != PageSize::Base => return Err(none),
             Err(e) => return Err(os("mmap of own memory")(e)),
         };
-        let map = Map { base, len: whole, page, file: fd, end: whole as u64, sealed: true, guard: None, reach: None };
+        let map = Map {
+            base,
+            len: whole,
+            page,
+            file: fd,
+            end: whole as u64,
+            sealed: true,
+            guard: None,
+            reach: None,
+        };
         if let Some(node) = backing.node {
             map.bind(node).map_err(os("mbind of own memory"))?;
             // SAFETY: the range is our own mapping, whole.
