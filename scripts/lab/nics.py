@@ -148,5 +148,12 @@ class Inside:
             check(time.monotonic() < end, f"{self.name} in the guest does not end: {text}")
             time.sleep(0.1)
 
+    def ended(self, timeout_s=10):
+        """Waits for its end, however it ends."""
+        end = time.monotonic() + timeout_s
+        while "ended with" not in self.tail():
+            check(time.monotonic() < end, f"{self.name} in the guest does not end")
+            time.sleep(0.1)
+
     def tail(self):
         return self.guest.sh(f"tail -c 1500 /tmp/{self.name}.out", must=False)

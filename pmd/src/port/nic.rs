@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use hugepages::{Backing, Table};
 
 use crate::nic::{About, Chip, NicError, Setup, e1000e, igb, ixgbe, open, pci, registers, virtio, vmxnet3};
-use crate::port::{Caps, Link, Port, PortError, Queue, Stats, Tally};
+use crate::port::{Caps, Count, Link, Port, PortError, Queue, Stats, Tally};
 use crate::sys::eventfd::EventFd;
 use crate::sys::vfio::{Device, Interrupt};
 use crate::vring::driver::{Packed, Split};
@@ -169,6 +169,15 @@ impl Shared {
     }
 }
 
+/// How packets of one queue went out.
+#[derive(Default)]
+struct Ways {
+    /// Read by the device where they lay.
+    in_place: Count,
+    /// Copied first: small ones, and those that software had to complete.
+    copied: Count,
+}
+
 /// The control side.
 struct Nic<C: Chip> {
     name: String,
@@ -178,7 +187,8 @@ struct Nic<C: Chip> {
     shared: Arc<Shared>,
     mac: [u8; 6],
     tally: Tally,
-    /// What the device's counters showed when they were cleared.
+    ways: Vec<Arc<Ways>>,
+    /// What its further counters showed when they were cleared.
     cleared: Vec<u64>,
 }
 
@@ -191,7 +201,26 @@ impl<C: Chip> Nic<C> {
             return Err(PortError::Config { port: name.to_owned(), what });
         }
         let (name, chip) = (name.to_owned(), Mutex::new(chip));
-        Ok(Nic { name, config, about, chip, shared, mac, tally: Tally::default(), cleared: Vec::new() })
+        Ok(Nic {
+            name,
+            config,
+            about,
+            chip,
+            shared,
+            mac,
+            tally: Tally::default(),
+            ways: Vec::new(),
+            cleared: Vec::new(),
+        })
+    }
+
+    /// Our own counters of what went out how, and the device's.
+    fn further(&self) -> Vec<(String, u64)> {
+        let sum = |count: fn(&Ways) -> &Count| self.ways.iter().map(|ways| count(ways).get()).sum();
+        let own = [("tx_in_place_packets", sum(|w| &w.in_place)), ("tx_copied_packets", sum(|w| &w.copied))];
+        let own = own.into_iter().map(|(name, n)| (name.to_owned(), n));
+        let device = self.chip().counters();
+        own.chain(device.into_iter().map(|(name, n)| (format!("hw_{name}"), n))).collect()
     }
 
     fn chip(&self) -> MutexGuard<'_, C> {
@@ -253,8 +282,11 @@ impl<C: Chip> Port for Nic<C> {
         let rings = self.chip().start(&setup).map_err(|e| error(&self.name, e))?;
         self.shared.halted.store(false, Ordering::Release);
         let mut started: Vec<Box<dyn Queue>> = Vec::new();
+        self.ways.clear();
         for rings in rings {
-            started.push(Box::new(NicQueue::new(rings, config, &self.name, Arc::clone(&self.shared))?));
+            let queue = NicQueue::new(rings, config, &self.name, Arc::clone(&self.shared))?;
+            self.ways.push(queue.ways());
+            started.push(Box::new(queue));
         }
         self.tally = Tally::of(&started);
         Ok(started)
@@ -272,15 +304,18 @@ impl<C: Chip> Port for Nic<C> {
     }
 
     fn xstats(&self) -> Vec<(String, u64)> {
-        let now = self.chip().counters();
         let then = self.cleared.iter().chain(std::iter::repeat(&0));
-        now.into_iter().zip(then).map(|((name, now), then)| (format!("hw_{name}"), now - then)).collect()
+        // A restart begins with queues that have counted nothing.
+        self.further()
+            .into_iter()
+            .zip(then)
+            .map(|((name, now), then)| (name, now.saturating_sub(*then)))
+            .collect()
     }
 
     fn clear_stats(&mut self) {
         self.tally.clear();
-        let now = self.chip().counters();
-        self.cleared = now.into_iter().map(|(_, n)| n).collect();
+        self.cleared = self.further().into_iter().map(|(_, n)| n).collect();
     }
 }
 

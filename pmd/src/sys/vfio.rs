@@ -144,7 +144,7 @@ impl Info {
     fn capability(&self, first: u32, id: u16) -> Option<usize> {
         let mut at = first as usize;
         for _ in 0..self.0.len() {
-            if at == 0 || at % 4 != 0 || at / 4 + 1 >= self.0.len() {
+            if at == 0 || !at.is_multiple_of(4) || at / 4 + 1 >= self.0.len() {
                 return None;
             }
             // struct vfio_info_cap_header: id and version in the first word, the next one's place after.

@@ -1,5 +1,6 @@
 """NICs bound to VFIO in a guest, driven by our testpmd there; the host sends and receives at the far end of their wires."""
 
+import re
 import time
 
 import frames
@@ -36,13 +37,45 @@ def nic(model, full, queues=1, mtu=9000):
     pmd.cmd("start")
     rates = both_ways(guest, 20000 if full else 1500, (60, 1514))
     jumbo = both_ways(guest, 5000 if full else 300, (60, mtu + 14), 2) if mtu > 1500 else []
-    stats = pmd.cmd("show port stats all")
+    link(guest, pmd)
+    restart(guest, pmd)
     pmd.cmd("stop")
     pmd.quit()
     figure(f"{model}: {', '.join(f'{r:.0f}' for r in rates)} frames/s of 60 to 1514 B each way; "
            f"{', '.join(f'{r:.0f}' for r in jumbo)} of up to {mtu + 14} B")
     guest.off()
-    return stats
+
+
+def up(pmd, port=0):
+    """Whether a port says that its link is up."""
+    return "Link status: up" in pmd.cmd(f"show port info {port}")
+
+
+def link(guest, pmd):
+    """The cable of the first NIC is pulled out and put back."""
+    check(up(pmd), "the link is down at first")
+    for state in (False, True):
+        guest.qmp.command("set_link", name="net0", up=state)
+        end = time.monotonic() + 10
+        while up(pmd) != state:
+            check(time.monotonic() < end, f"the link does not go {'up' if state else 'down'}")
+            time.sleep(0.2)
+    both_ways(guest, 200, (60, 1514), 4)
+
+
+def restart(guest, pmd):
+    """Ports are stopped under traffic, which resets their devices with whatever they had, and started again."""
+    for i in range(64):
+        guest.wires[0].send(frames.frame(i, 1000, 6))
+    pmd.cmd("stop")
+    pmd.cmd("port stop all")
+    said = pmd.cmd("port start all")
+    check("rror" not in said and "Fail" not in said, f"ports do not start again: {said}")
+    pmd.cmd("start")
+    time.sleep(0.3)
+    for wire in guest.wires:
+        wire.drain()
+    both_ways(guest, 200, (60, 1514), 8)
 
 
 @scenario(need, seconds=90, full_seconds=300)
@@ -68,3 +101,51 @@ def nic_virtio(full):
 def nic_vmxnet3(full):
     """VMware vmxnet3 devices under VFIO in a guest forward frames both ways, byte for byte."""
     nic("vmxnet3", full)
+
+
+def counter(pmd, port, name):
+    """One of a port's further counters."""
+    text = pmd.cmd(f"show port xstats {port}")
+    found = re.search(rf"(?m)^{name}: (\d+)", text)
+    check(found, f"port {port} has no {name}: {text[-600:]}")
+    return int(found.group(1))
+
+
+@scenario(need, seconds=120, full_seconds=300)
+def nic_zero_copy(full):
+    """A NIC sends from the memory of a vhost-user guest, byte for byte; the guest is killed with frames on their way."""
+    guest = NicGuest("e1000e", cpus=3)
+    first, second = guest.bind()
+    back = Inside(guest, ["-l", "0,1", "--vdev", "vhost0,iface=/run/v.sock", "-a", f"{first},copy_break=0", "--", "-i"], "back")
+    back.cmd("start")
+    died = 3 if full else 1
+    for life in range(died + 1):
+        front = Inside(guest, ["-l", "0,2", "--vdev", f"virtio_user0,path=/run/v.sock,packed_vq={life % 2}", "-a", second,
+                               "--", "-i"], f"front{life}")
+        front.cmd("start")
+        end = time.monotonic() + 10
+        while not up(back):
+            check(time.monotonic() < end, f"the front-end does not connect: {front.tail()}")
+        before = counter(back, 1, "tx_in_place_packets")
+        count = 4000 if full else 500
+        rates = both_ways(guest, count, (60, 1514), 10 + life)
+        moved = counter(back, 1, "tx_in_place_packets") - before
+        check(moved == count, f"{moved} of {count} frames went from the guest's memory")
+        check(counter(back, 1, "tx_copied_packets") == 0, "some were copied")
+        if life < died:
+            # Frames are on their way through its memory when it ends without a word.
+            for i in range(200):
+                guest.wires[1].send(frames.frame(i, 1400, 20))
+            guest.sh("kill -9 $(pgrep -f '^[^ ]*testpmd.*virtio_user0')")
+            front.ended()
+            time.sleep(0.3)
+            for wire in guest.wires:
+                wire.drain()
+    wrong = guest.faults()
+    check(not wrong, f"the IOMMU had to stop a device: {wrong}")
+    figure(f"{(died + 1) * count} frames sent from a guest's memory, none copied; {', '.join(f'{r:.0f}' for r in rates)} frames/s "
+           f"each way; the guest was killed {died} times with frames on their way")
+    front.quit()
+    back.cmd("stop")
+    back.quit()
+    guest.off()

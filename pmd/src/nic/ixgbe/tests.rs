@@ -59,7 +59,10 @@ impl Model {
     fn ring(&self, base: u32) -> (hugepages::Window<u64>, u16) {
         let at = u64::from(self.reg(base + r::BASE_LOW)) | u64::from(self.reg(base + r::BASE_HIGH)) << 32;
         let bytes = self.reg(base + r::LENGTH);
-        assert!(at % 128 == 0 && bytes % 128 == 0 && bytes > 0, "§7.1.9: ring at {at:#x}, {bytes} bytes");
+        assert!(
+            at.is_multiple_of(128) && bytes.is_multiple_of(128) && bytes > 0,
+            "§7.1.9: ring at {at:#x}, {bytes} bytes"
+        );
         (self.table().window(at, bytes as usize / 8).unwrap(), (bytes / 16) as u16)
     }
 
@@ -164,8 +167,9 @@ impl Registers for Model {
         if at == r::CTRL && value & r::CTRL_RST != 0 {
             return self.reset();
         }
-        let queue =
-            |base: u32| at.checked_sub(base + r::TAIL).filter(|off| off % 0x40 == 0 && off / 0x40 < 64);
+        let queue = |base: u32| {
+            at.checked_sub(base + r::TAIL).filter(|off| off.is_multiple_of(0x40) && off / 0x40 < 64)
+        };
         if queue(r::rx_queue(0)).is_some() && value != 0 {
             assert!(
                 self.reg(at - r::TAIL + r::CONTROL) & r::CONTROL_ON != 0,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hugepages::{Buf, Loan, Offload, Pool};
 
-use super::{Config, HEADER, Shared};
+use super::{Config, HEADER, Shared, Ways};
 use crate::batch::{Batch, CAP};
 use crate::nic::slots::{Held, Slots};
 use crate::nic::{Arrival, Broken, Fate, Rings};
@@ -49,6 +49,7 @@ pub(super) struct NicQueue<R: Rings> {
     since: Option<Instant>,
     /// Where the search for what a halted device had has come to.
     swept: u16,
+    ways: Arc<Ways>,
     counters: Arc<Counters>,
 }
 
@@ -78,10 +79,16 @@ impl<R: Rings> NicQueue<R> {
             looks: 0,
             since: None,
             swept: 0,
+            ways: Arc::default(),
             counters: Arc::default(),
         };
         queue.fill(1);
         Ok(queue)
+    }
+
+    /// How its packets go out, shared with the control side.
+    pub(super) fn ways(&self) -> Arc<Ways> {
+        Arc::clone(&self.ways)
     }
 
     /// Gives the device empty frames, if it has room for `least`.
@@ -172,6 +179,7 @@ impl<R: Rings> NicQueue<R> {
             let buf = batch.pop_front().expect("the packet's buffers");
             self.held.put(id, buf);
         }
+        self.ways.in_place.add(1);
         Some(Sent { frames: 1, bytes: bytes.into(), taken: true })
     }
 
@@ -206,6 +214,7 @@ impl<R: Rings> NicQueue<R> {
     fn own(&mut self, frame: Buf) -> bool {
         match self.rings.send(std::slice::from_ref(&frame)) {
             Fate::Taken(id) => {
+                self.ways.copied.add(1);
                 self.held.put(id, frame);
                 true
             }

@@ -211,6 +211,8 @@ fn large_frames_are_read_where_they_lie_and_small_ones_are_copied() {
     bench.fake.complete(|_| 0);
     bench.reap();
     assert_eq!((bench.guest.out(), bench.queue.held()), (0, 0));
+    let ways = bench.queue.ways();
+    assert_eq!((ways.copied.get(), ways.in_place.get()), (1, 2));
 }
 
 #[test]
