@@ -2,7 +2,7 @@
 
 use hugepages::Backing;
 use pmd::Port;
-use pmd::port::{fault, generator, nic, null, pcap, tap, tracer, vhost, virtio_user};
+use pmd::port::{fault, generator, gro, nic, null, pcap, tap, tracer, vhost, virtio_user};
 use pmd::vhost::{Server, Socket};
 
 use crate::Error;
@@ -52,7 +52,7 @@ impl Maker {
             "virtio_user" => Box::new(virtio_user::VirtioUser::new(name, self.virtio_user(vdev, options))?),
             kind => unreachable!("{kind} is not among vdev::KINDS"),
         };
-        // From the inside out: what goes wrong, what is recorded of it, what is told of it.
+        // From the inside out: what goes wrong, what is recorded of it, what is told of it, what is joined.
         if let Some(config) = vdev.text("fault").and_then(faults::parse) {
             port = Box::new(fault::Fault::new(port, fault::Config { backing: self.backing, ..config })?);
         }
@@ -66,6 +66,9 @@ impl Maker {
                 let config = tracer::Config { file: Some(path.into()) };
                 port = Box::new(tracer::Tracer::new(port, config)?);
             }
+        }
+        if vdev.flag("gro") == Some(true) {
+            port = Box::new(gro::Gro::around(port, self.backing));
         }
         Ok(port)
     }

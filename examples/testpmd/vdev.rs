@@ -248,7 +248,7 @@ mod tests {
             ("vhost0", "--vdev net_vhost0: key 'iface' is required"),
             (
                 "null0,sice=1",
-                "--vdev net_null0: unknown key 'sice'; allowed: size, no-rx, queues, tracer, record, fault",
+                "--vdev net_null0: unknown key 'sice'; allowed: size, no-rx, queues, tracer, record, gro, fault",
             ),
             (
                 "null0,size=1",

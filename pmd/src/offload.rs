@@ -1,10 +1,13 @@
 //! What a sender left to its receiver (virtio 1.3 §5.1.6.2), done in software for a receiver that
-//! cannot: the checksum of a packet.
+//! cannot: the checksum of a packet, and its segmentation ([`segment`]). And the reverse, for a receiver that
+//! takes large packets: [`join`].
 //!
 //! The bytes may be a guest's and change meanwhile: they are copied out before they are summed, and a
 //! guest that rewrites its packet on the way damages only its own checksum.
 
+mod fragment;
 pub mod segment;
+pub mod join;
 
 use hugepages::{Buf, Offload};
 

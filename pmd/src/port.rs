@@ -17,6 +17,7 @@ pub mod virtio_user;
 pub mod watch;
 pub mod tracer;
 pub mod fault;
+pub mod gro;
 
 use std::any::Any;
 use std::os::fd::BorrowedFd;

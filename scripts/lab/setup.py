@@ -21,6 +21,8 @@ PACKAGES = {
     "sysctl": "procps",
     "cc": "gcc",
     "ethtool": "ethtool",
+    "tcpdump": "tcpdump",
+    "tshark": "tshark",
 }
 VALGRIND = {"valgrind": "valgrind"}
 

@@ -156,6 +156,7 @@ pub(crate) const KINDS: &[Kind] = &[
 pub(crate) const WRAPPERS: &[Key] = &[
     key("tracer", Form::Text, "1: a line for every packet on standard error; otherwise the file it goes to"),
     key("record", Form::Text, "capture file for the frames of both directions"),
+    key("gro", Form::Flag, "1: join TCP segments that it receives, for far ports that take large packets"),
     key("fault", Form::Faults, "what goes wrong, and how often: drop:0.01+corrupt:0.001+permute:1+..."),
 ];
 

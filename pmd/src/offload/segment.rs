@@ -7,6 +7,7 @@
 use hugepages::{Buf, Offload};
 
 use super::Sum;
+use super::fragment::{self, Fragments};
 use crate::spec::net;
 
 /// Bytes of headers a packet may have: Ethernet, two VLAN tags, IPv6 with extensions, TCP.
@@ -15,10 +16,10 @@ pub const MAX_HEADERS: usize = 256;
 /// bytes. A sender that asks for more wants the receiver's core, not frames.
 pub const MAX_FRAMES: u32 = 2048;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const VLAN: [u16; 2] = [0x8100, 0x88a8];
-const TCP: u8 = 6;
+pub(super) const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 // TCP flags (RFC 9293 §3.1, RFC 3168): those that only the last, or only the first segment keeps.
@@ -36,7 +37,53 @@ pub struct Segment {
 
 /// The frames of one packet, one after the other.
 #[derive(Debug)]
-pub struct Segments {
+pub enum Segments {
+    /// Of TCP, or datagrams of UDP.
+    Segmented(Segmented),
+    /// Fragments of one datagram.
+    Fragmented(Fragments),
+}
+
+impl Segments {
+    /// Reads the headers of the packet in `bufs`. `None`: it is not what `offload` says, and cannot be
+    /// segmented.
+    pub fn of<'a>(offload: &Offload, bufs: impl Iterator<Item = &'a Buf> + Clone) -> Option<Segments> {
+        if fragment::is_asked(offload) {
+            Fragments::of(offload, bufs).map(Segments::Fragmented)
+        } else {
+            Segmented::of(offload, bufs).map(Segments::Segmented)
+        }
+    }
+
+    /// Frames that are still to come.
+    pub fn left(&self) -> u32 {
+        match self {
+            Segments::Segmented(segmented) => segmented.left(),
+            Segments::Fragmented(fragments) => fragments.left(),
+        }
+    }
+
+    /// The headers of the frame that [`Segments::advance`] gave last.
+    pub fn headers(&self) -> &[u8] {
+        match self {
+            Segments::Segmented(segmented) => segmented.headers(),
+            Segments::Fragmented(fragments) => fragments.headers(),
+        }
+    }
+
+    /// Goes on to the next frame and writes its headers; its checksums cover the payload in `bufs`,
+    /// the packet's buffers, as it is now.
+    pub fn advance<'a>(&mut self, bufs: impl Iterator<Item = &'a Buf>) -> Option<Segment> {
+        match self {
+            Segments::Segmented(segmented) => segmented.advance(bufs),
+            Segments::Fragmented(fragments) => fragments.advance(),
+        }
+    }
+}
+
+/// The frames of one packet with headers and checksums of their own.
+#[derive(Debug)]
+pub struct Segmented {
     header: [u8; MAX_HEADERS],
     headers: usize,
     l3: usize,
@@ -53,10 +100,8 @@ pub struct Segments {
     flags: u8,
 }
 
-impl Segments {
-    /// Reads the headers of the packet in `bufs`. `None`: it is not what `offload` says, and cannot be
-    /// segmented.
-    pub fn of<'a>(offload: &Offload, bufs: impl Iterator<Item = &'a Buf>) -> Option<Segments> {
+impl Segmented {
+    fn of<'a>(offload: &Offload, bufs: impl Iterator<Item = &'a Buf>) -> Option<Segmented> {
         let mut header = [0u8; MAX_HEADERS];
         let (mut got, mut total) = (0, 0u32);
         for buf in bufs {
@@ -95,22 +140,18 @@ impl Segments {
         if (total - at).div_ceil(size) > MAX_FRAMES {
             return None;
         }
-        Some(Segments { header, headers, l3, l4, ipv4, tcp, size, total, at, index: 0, id, seq, flags })
+        Some(Segmented { header, headers, l3, l4, ipv4, tcp, size, total, at, index: 0, id, seq, flags })
     }
 
-    /// Frames that are still to come.
-    pub fn left(&self) -> u32 {
+    fn left(&self) -> u32 {
         (self.total - self.at).div_ceil(self.size)
     }
 
-    /// The headers of the frame that [`Segments::advance`] gave last.
-    pub fn headers(&self) -> &[u8] {
+    fn headers(&self) -> &[u8] {
         &self.header[..self.headers]
     }
 
-    /// Goes on to the next frame and writes its headers; its checksums cover the payload in `bufs`,
-    /// the packet's buffers, as it is now.
-    pub fn advance<'a>(&mut self, bufs: impl Iterator<Item = &'a Buf>) -> Option<Segment> {
+    fn advance<'a>(&mut self, bufs: impl Iterator<Item = &'a Buf>) -> Option<Segment> {
         if self.at >= self.total {
             return None;
         }
@@ -170,7 +211,7 @@ impl Segments {
 }
 
 /// Where the network header starts, and its EtherType, past any VLAN tags.
-fn network(header: &[u8]) -> Option<(usize, u16)> {
+pub(super) fn network(header: &[u8]) -> Option<(usize, u16)> {
     let mut at = 12;
     for _ in 0..3 {
         let word = u16::from_be_bytes([*header.get(at)?, *header.get(at + 1)?]);
@@ -183,7 +224,8 @@ fn network(header: &[u8]) -> Option<(usize, u16)> {
     None
 }
 
-fn payload<'a>(sum: &mut Sum, bufs: impl Iterator<Item = &'a Buf>, mut skip: u32, mut len: u32) {
+/// Adds `len` bytes of the packet in `bufs` from byte `skip` on.
+pub(super) fn payload<'a>(sum: &mut Sum, bufs: impl Iterator<Item = &'a Buf>, mut skip: u32, mut len: u32) {
     let mut local = [0u8; 1024];
     for buf in bufs {
         let mut off = skip.min(buf.len());

@@ -136,6 +136,7 @@ impl Config {
         let segments = self.checksum && self.segmentation;
         offer(segments, net::F_HOST_TSO4 | net::F_HOST_TSO6 | net::F_HOST_ECN | net::F_HOST_USO);
         offer(segments, net::F_GUEST_TSO4 | net::F_GUEST_TSO6 | net::F_GUEST_ECN);
+        offer(segments, net::F_HOST_UFO | net::F_GUEST_UFO);
         offer(segments, net::F_GUEST_USO4 | net::F_GUEST_USO6);
         features
     }

@@ -1,5 +1,6 @@
 """Linux guests in QEMU on our `vhost` ports, with a TAP in a namespace, or another guest, at the far end."""
 
+import base64
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import sys
 
 from guest import Guest
 from netns import Namespace
-from place import check, figure, need_guests, need_peers, run_dir, sh
+from place import check, figure, need_command, need_guests, need_peers, run_dir, sh
 from scenario import scenario
 from testpmd import hotring, stand_in
 
@@ -137,6 +138,88 @@ def guest_plain(full):
     joined("plain-packed", NO_OFFLOADS + ",mrg_rxbuf=off,packed=on", has={PACKED}, lacks={CSUM, HOST_TSO4, MRG}, full=full)
     if full:
         joined("plain-unmerged", NO_OFFLOADS + ",mrg_rxbuf=off", lacks={CSUM, HOST_TSO4, MRG}, full=True)
+
+
+def need_capture():
+    need()
+    need_command("tshark", "tshark")
+
+
+def judge(file, what, most):
+    """Every packet of a capture has good checksums, and none is larger than the MTU; how many there are."""
+    fields = ["frame.len", "ip.checksum.status", "tcp.checksum.status"]
+    out = sh(["tshark", "-r", file, "-o", "ip.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE", "-Y", "tcp", "-T", "fields",
+              *sum((["-e", field] for field in fields), [])], timeout=120)
+    rows = [line.split("\t") for line in out.splitlines() if line[:1].isdigit()]
+    # 1: good.
+    bad = [row for row in rows if row[1:] != ["1", "1"] or int(row[0]) > most]
+    check(len(rows) > 200, f"{what}: only {len(rows)} packets in the capture: {out[-300:]}")
+    check(not bad, f"{what}: {len(bad)} of {len(rows)} packets are damaged or too large: {bad[:5]}")
+    return len(rows)
+
+
+def exchange(sender, receiver, address, mib):
+    """A file from one guest to the other by HTTP; its sums must agree."""
+    want = sender.sh(f"dd if=/dev/urandom of=/tmp/f bs=1M count={mib} 2>/dev/null; "
+                     f"(pidof httpd || httpd -p 80 -h /tmp) >/dev/null; sha256sum < /tmp/f", 60)
+    got = receiver.sh(f"wget -q -O - http://{address}/f | sha256sum", 120)
+    check(got == want, f"the file's sha256 is {want} where it was sent and {got} where it arrived")
+
+
+CSUM_ERRORS = "awk '/^Tcp: [0-9]/ { print $NF }' /proc/net/snmp"
+
+
+@scenario(need_capture, seconds=150)
+def guest_mixed(full):
+    """Offloads on one side only: TAP or guest with, guest without; every packet there has good checksums (tshark)."""
+    mib = 8
+    netns, sock = Namespace(), run_dir() / "vm0.sock"
+    pmd = forward([f"vhost0,iface={sock},queues=1", "tap0,iface=tap0,tso=1,mac=02:00:00:00:00:01"], 1, netns.name)
+    netns.address("tap0", f"{HOST}/24")
+    plain = Guest("plain", sock, NO_OFFLOADS).up()
+    plain.address(f"{GUEST}/24")
+    # The guest's own joining comes before the capture.
+    plain.sh("ethtool -K eth0 gro off; (tcpdump -Z root -i eth0 -s 0 -B 8192 -w /tmp/capture tcp 2>/tmp/said &); sleep 1")
+    transfer(plain, netns, mib)
+    plain.sh("killall -INT tcpdump; sleep 1; cat /tmp/said")
+    capture = run_dir() / "tap.pcap"
+    take = netns.spawn([sys.executable, "-c", TAKE, HOST, "5102", capture], "take-capture")
+    take.expect("listening")
+    plain.sh(f"nc {HOST} 5102 < /tmp/capture; rm /tmp/capture", 60)
+    take.wait(20)
+    figure(f"TAP with, guest without: {judge(capture, 'TAP and guest', 1514)} packets, none bad; files agree")
+    plain.off()
+    pmd.cmd("stop")
+    pmd.quit()
+    netns.close()
+
+    second, capture = run_dir() / "vm1.sock", run_dir() / "guests.pcap"
+    pmd = forward([f"vhost0,iface={sock},queues=1,gro=1", f"vhost1,iface={second},queues=1"], 1)
+    large = Guest("large", second, mac="52:54:00:00:00:02").up()
+    large.address(f"{SECOND}/24")
+    check({GUEST_TSO4, HOST_TSO4} <= large.features(), "the second guest has no segmentation offload")
+    plain = Guest("plain-again", sock, NO_OFFLOADS).up()
+    plain.address(f"{GUEST}/24")
+    ping(plain, SECOND, count=3)
+    # Some of each way: it comes out by the console.
+    plain.sh("ethtool -K eth0 gro off; (tcpdump -Z root -i eth0 -s 0 -c 300 -w /tmp/capture tcp 2>/dev/null &); sleep 1")
+    exchange(large, plain, SECOND, 2)
+    plain.sh("(tcpdump -Z root -i eth0 -s 0 -c 200 -w /tmp/second tcp 2>/dev/null &); sleep 1")
+    exchange(plain, large, GUEST, mib)
+    # A capture has one header, of 24 bytes.
+    text = plain.sh("sleep 1; (cat /tmp/capture; tail -c +25 /tmp/second) | base64", 90)
+    capture.write_bytes(base64.b64decode(text[text.rindex("1MOyoQ"):]))
+    packets = judge(capture, "guest and guest", 1514)
+    joined = int(re.search(r"rx_joined: (\d+)", pmd.cmd("show port xstats 0")).group(1))
+    check(joined > 100, f"only {joined} segments were joined")
+    for guest in (plain, large):
+        errors = guest.sh(CSUM_ERRORS)
+        check(errors == "0", f"{guest.name} counts {errors} bad TCP checksums")
+    figure(f"guest with, guest without: {packets} packets, none bad, {joined} segments joined on the way to the first; files agree")
+    plain.off()
+    large.off()
+    pmd.cmd("stop")
+    pmd.quit()
 
 
 @scenario(need, seconds=120, full_seconds=360)
