@@ -2,7 +2,7 @@
 
 use hugepages::Backing;
 use pmd::Port;
-use pmd::port::{fault, generator, gro, nic, null, pcap, tap, tracer, vhost, virtio_user};
+use pmd::port::{afxdp, fault, generator, gro, nic, null, pcap, tap, tracer, vhost, virtio_user};
 use pmd::vhost::{Server, Socket};
 
 use crate::Error;
@@ -40,6 +40,7 @@ impl Maker {
             "generator" => Box::new(generator::Generator::new(name, self.generator(vdev))?),
             "nic" => nic::new(name, vdev.text("pci").unwrap_or_default(), self.nic(vdev, options))?,
             "tap" => Box::new(tap::Tap::new(name, self.tap(vdev))?),
+            "af_xdp" => Box::new(afxdp::Afxdp::new(name, self.afxdp(vdev)?)?),
             "pcap" => Box::new(pcap::Pcap::new(name, self.pcap(vdev))?),
             "vhost" => {
                 let server = match self.server.take() {
@@ -143,6 +144,31 @@ impl Maker {
             copy_break: vdev.number("copy_break").map_or(default.copy_break, |n| n as u32),
             backing: self.backing,
         }
+    }
+
+    fn afxdp(&self, vdev: &Vdev) -> Result<afxdp::Config, Error> {
+        let usage = |what: String| Error::Usage(format!("--vdev {}: {what}", vdev.name));
+        let mode = match vdev.text("mode") {
+            None | Some("auto") => afxdp::Mode::Auto,
+            Some("native") => afxdp::Mode::Native,
+            Some("generic") => afxdp::Mode::Generic,
+            Some(other) => return Err(usage(format!("mode={other} is none of auto, native, generic"))),
+        };
+        let leave = vdev.text("leave").map(|text| text.split('+').map(str::parse).collect());
+        Ok(afxdp::Config {
+            iface: vdev.text("iface").unwrap_or_default().into(),
+            start_queue: vdev.number("start_queue").unwrap_or(0) as u16,
+            mode,
+            force_copy: vdev.flag("force_copy").unwrap_or(false),
+            promiscuous: vdev.flag("promisc").unwrap_or(true),
+            busy_budget: vdev.number("busy_budget").unwrap_or(0) as u32,
+            leave: leave
+                .transpose()
+                .map_err(|what: String| usage(format!("leave=: {what}")))?
+                .unwrap_or_default(),
+            backing: self.backing,
+            ..afxdp::Config::default()
+        })
     }
 
     fn tap(&self, vdev: &Vdev) -> tap::Config {

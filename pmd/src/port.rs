@@ -12,6 +12,7 @@ pub mod generator;
 pub mod pcap;
 pub mod tap;
 pub mod nic;
+pub mod afxdp;
 pub mod vhost;
 pub mod virtio_user;
 pub mod watch;

@@ -1,8 +1,10 @@
 //! Every system call of the data plane.
 
 pub(crate) mod aio;
+pub(crate) mod bpf;
 pub(crate) mod cycles;
 #[allow(dead_code)]
 pub(crate) mod eventfd;
 pub(crate) mod tap;
 pub(crate) mod vfio;
+pub(crate) mod xsk;

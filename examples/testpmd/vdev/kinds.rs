@@ -99,6 +99,22 @@ pub(crate) const KINDS: &[Kind] = &[
         meaningless: &[],
     },
     Kind {
+        name: "af_xdp",
+        about: "a network interface of the host, past its network stack",
+        keys: &[
+            key("iface", Form::Text, "name of the interface"),
+            key("start_queue", Form::Number(0, 1023), "its first queue that is used; 0 unless given"),
+            key("mode", Form::Text, "native: in the driver; generic: behind it; auto, unless given"),
+            key("force_copy", Form::Flag, "1: no zero copy between NIC and memory"),
+            key("promisc", Form::Flag, "0: only what is for its own address"),
+            key("busy_budget", Form::Number(0, 65535), "packets a busy poll handles; 0: interrupts"),
+            key("leave", Form::Text, "what stays with the kernel: arp+tcp:22+udp:53"),
+            QUEUES,
+        ],
+        required: &["iface"],
+        meaningless: &["queue_count", "shared_umem", "xdp_prog", "use_cni", "use_pinned_map", "dp_path"],
+    },
+    Kind {
         name: "pcap",
         about: "frames from and to capture files",
         keys: &[

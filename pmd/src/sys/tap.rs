@@ -96,6 +96,40 @@ pub(crate) fn set_mac(control: BorrowedFd<'_>, name: &str, mac: [u8; 6]) -> io::
     ioctl(control, libc::SIOCSIFHWADDR as _, &mut request)
 }
 
+/// The largest payload of a frame.
+pub(crate) fn mtu(control: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    let mut request = Request::new(name);
+    ioctl(control, libc::SIOCGIFMTU as _, &mut request)?;
+    Ok(u32::from_ne_bytes(request.data[..4].try_into().expect("4 bytes")))
+}
+
+/// The kernel's number of the interface.
+pub(crate) fn index(control: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    let mut request = Request::new(name);
+    ioctl(control, libc::SIOCGIFINDEX as _, &mut request)?;
+    Ok(u32::from_ne_bytes(request.data[..4].try_into().expect("4 bytes")))
+}
+
+/// The name of the interface of that number.
+pub(crate) fn name_of(control: BorrowedFd<'_>, index: u32) -> io::Result<String> {
+    let mut request = Request::new("");
+    request.data[..4].copy_from_slice(&index.to_ne_bytes());
+    ioctl(control, libc::SIOCGIFNAME as _, &mut request)?;
+    Ok(request.name())
+}
+
+/// Receive queues of the interface (`ETHTOOL_GCHANNELS`): its own and those combined with transmit queues.
+pub(crate) fn receive_queues(control: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    // struct ethtool_channels: cmd, most of each kind (rx, tx, other, combined), and how many of each.
+    let mut channels = [0u32; 9];
+    channels[0] = ETHTOOL_GCHANNELS;
+    let mut request = Request::new(name);
+    request.data[..8].copy_from_slice(&((&raw mut channels).expose_provenance() as u64).to_ne_bytes());
+    ioctl(control, libc::SIOCETHTOOL as _, &mut request)?;
+    Ok(channels[5] + channels[8])
+}
+
 /// Sets the largest payload of a frame.
 pub(crate) fn set_mtu(control: BorrowedFd<'_>, name: &str, mtu: u32) -> io::Result<()> {
     let mut request = Request::new(name);
