@@ -202,6 +202,7 @@ fn vhost(vdev: &Vdev, options: &Options) -> vhost::Config {
         mtu: vdev.number("mtu").map(|n| n as u16),
         mapped: vdev.flag("mapped").unwrap_or(default.mapped),
         iommu: vdev.flag("iommu-support").unwrap_or(default.iommu),
+        postcopy: vdev.flag("postcopy-support").unwrap_or(default.postcopy),
         mac: vdev.mac("mac"),
         ..default
     }

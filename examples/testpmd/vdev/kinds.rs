@@ -53,11 +53,12 @@ pub(crate) const KINDS: &[Kind] = &[
             key("ring_reset", Form::Flag, "1: offer to reset single rings; not for QEMU's vhost-user-net"),
             key("mtu", Form::Number(68, 65535), "MTU told to the guest"),
             key("mapped", Form::Flag, "0: reach ring metadata by the checked path"),
+            key("postcopy-support", Form::Flag, "1: take guests before their memory has come"),
             key("iommu-support", Form::Flag, "0: do not offer to use addresses of the guest's IOMMU"),
             MAC,
         ],
         required: &["iface"],
-        meaningless: &["postcopy-support", "linear-buffer", "ext-buffer", "legacy-ol-flags"],
+        meaningless: &["linear-buffer", "ext-buffer", "legacy-ol-flags"],
     },
     Kind {
         name: "virtio_user",

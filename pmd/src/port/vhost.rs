@@ -80,6 +80,9 @@ pub struct Config {
     pub mapped: bool,
     /// Offers to use addresses of the guest's IOMMU, where it has one.
     pub iommu: bool,
+    /// Offers to take a guest before its memory has come (post-copy): its front-end gets a descriptor by which
+    /// it can put pages into this process.
+    pub postcopy: bool,
     /// Address in the configuration space; made from the name if there is none.
     pub mac: Option<[u8; 6]>,
 }
@@ -100,6 +103,7 @@ impl Config {
             mtu: None,
             mapped: true,
             iommu: true,
+            postcopy: false,
             mac: None,
         }
     }
@@ -173,6 +177,11 @@ impl Vhost {
         if let Some(mtu) = config.mtu.filter(|mtu| *mtu < MIN_MTU) {
             return Err(wrong(format!("mtu={mtu} is less than {MIN_MTU}")));
         }
+        if config.postcopy
+            && let Err(why) = hugepages::MissingPages::new()
+        {
+            return Err(wrong(format!("postcopy-support=1: {why}; vm.unprivileged_userfaultfd=1, or root")));
+        }
         let mac = config.mac.unwrap_or_else(|| local_mac(name));
         let (name, server) = (name.to_owned(), server.clone());
         Ok(Vhost { name, config, mac, server, served: None, started: false, tally: Tally::default() })
@@ -191,7 +200,8 @@ impl Vhost {
         let mtu = self.config.mtu.unwrap_or(u16::MAX);
         let control = self.config.commanded(pairs).into();
         let features = self.config.features(pairs);
-        Offer { features, pairs, control, mtu, config: config.as_bytes().to_vec() }
+        let (postcopy, config) = (self.config.postcopy, config.as_bytes().to_vec());
+        Offer { features, pairs, control, mtu, postcopy, config }
     }
 
     fn serve(&mut self, queues: u16) -> Result<(), PortError> {

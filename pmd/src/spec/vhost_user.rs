@@ -87,6 +87,8 @@ pub const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 pub const PROTOCOL_F_NET_MTU: u64 = 1 << 4;
 /// Spec "Back-end communication": [`id::SET_BACKEND_REQ_FD`].
 pub const PROTOCOL_F_BACKEND_REQ: u64 = 1 << 5;
+/// Spec "Front-end message types": [`id::POSTCOPY_ADVISE`], [`id::POSTCOPY_LISTEN`], [`id::POSTCOPY_END`].
+pub const PROTOCOL_F_PAGEFAULT: u64 = 1 << 8;
 /// Spec "Front-end message types": [`id::GET_CONFIG`], [`id::SET_CONFIG`].
 pub const PROTOCOL_F_CONFIG: u64 = 1 << 9;
 /// Spec "Inflight I/O tracking": [`id::GET_INFLIGHT_FD`], [`id::SET_INFLIGHT_FD`].

@@ -37,6 +37,9 @@ pub enum HostError {
     /// The memory for records of what is in flight cannot serve.
     #[error("in-flight record: {0}")]
     Record(Box<dyn std::error::Error + Send + Sync>),
+    /// Memory cannot lack pages.
+    #[error("post-copy: {0}")]
+    Postcopy(Box<dyn std::error::Error + Send + Sync>),
     /// An address of the guest's IOMMU cannot be where it is said to be.
     #[error("{size:#x} bytes at I/O address {iova:#x}: {what}")]
     Translation {
@@ -193,6 +196,22 @@ pub trait Host: Send {
     /// The guest has moved here: the network is to learn where this address is now.
     fn announce(&mut self, mac: [u8; 6]);
 
+    /// A descriptor by which pages are brought that memory lacks.
+    ///
+    /// # Errors
+    /// [`HostError::Postcopy`].
+    fn advise_postcopy(&mut self) -> Result<OwnedFd, HostError>;
+
+    /// Pages of this region, the one mapped or added last of these addresses, are missing and will be
+    /// brought: where it is mapped.
+    ///
+    /// # Errors
+    /// [`HostError::Postcopy`].
+    fn wait_for_pages(&mut self, region: &MemRegion) -> Result<u64, HostError>;
+
+    /// No page is missing any more, or none will be brought: whoever waits for one goes on.
+    fn end_postcopy(&mut self);
+
     /// These addresses of the guest's IOMMU are there now (an `UPDATE`).
     ///
     /// # Errors
@@ -255,6 +274,9 @@ pub(crate) mod testing {
         MakeRecords(u16, u16),
         SetRecords(InflightArea),
         ClearRecords,
+        AdvisePostcopy,
+        WaitForPages(u64),
+        EndPostcopy,
         Translate(IotlbMsg),
         Invalidate(IotlbMsg),
         Refused(Ask),
@@ -422,6 +444,22 @@ pub(crate) mod testing {
 
         fn announce(&mut self, mac: [u8; 6]) {
             self.diary().asked.push(Asked::Announce(mac));
+        }
+
+        fn advise_postcopy(&mut self) -> Result<OwnedFd, HostError> {
+            self.diary().asked.push(Asked::AdvisePostcopy);
+            Ok(std::fs::File::open("/dev/null").expect("it is there").into())
+        }
+
+        fn wait_for_pages(&mut self, region: &MemRegion) -> Result<u64, HostError> {
+            let mut diary = self.diary();
+            diary.asked.push(Asked::WaitForPages(region.guest));
+            assert!(diary.memory.iter().any(|known| known.0 == *region), "the region is mapped");
+            Ok(region.guest + 0x10_0000_0000)
+        }
+
+        fn end_postcopy(&mut self) {
+            self.diary().asked.push(Asked::EndPostcopy);
         }
 
         fn translate(&mut self, entry: &IotlbMsg) -> Result<(), HostError> {

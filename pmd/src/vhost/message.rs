@@ -181,6 +181,14 @@ pub enum Request {
     GetStatus,
     /// The channel on which we may ask something of the front-end.
     SetBackendReqFd(OwnedFd),
+    /// The guest comes before its memory does: a descriptor is asked for, by which its pages are brought.
+    PostcopyAdvise,
+    /// From now on, memory lacks pages.
+    PostcopyListen,
+    /// All pages have come.
+    PostcopyEnd,
+    /// The front-end has taken note of where memory is mapped, and brings pages from now on.
+    PostcopyReady,
     /// An address of the guest's IOMMU is now there, or nowhere.
     Iotlb(IotlbMsg),
     /// A message that is not served, by id.
@@ -227,6 +235,10 @@ impl Request {
         let payload = &frame.payload[..];
         let fds = frame.fds;
         match id {
+            // Spec "Front-end message types", SET_MEM_TABLE, in post-copy mode: a second message of that id.
+            id::SET_MEM_TABLE | id::ADD_MEM_REG if payload == [0; 8] && fds.is_empty() => {
+                return Ok(Request::PostcopyReady);
+            }
             id::SET_MEM_TABLE => return mem_table(payload, fds),
             id::ADD_MEM_REG => {
                 let region = read::<SingleRegion>(id, payload)?.region;
@@ -286,6 +298,9 @@ impl Request {
             id::RESET_DEVICE => nothing(Request::ResetDevice)?,
             id::SET_STATUS => Request::SetStatus(read(id, payload)?),
             id::GET_STATUS => nothing(Request::GetStatus)?,
+            id::POSTCOPY_ADVISE => nothing(Request::PostcopyAdvise)?,
+            id::POSTCOPY_LISTEN => nothing(Request::PostcopyListen)?,
+            id::POSTCOPY_END => nothing(Request::PostcopyEnd)?,
             id::IOTLB_MSG => Request::Iotlb(read(id, payload)?),
             _ => return Ok(Request::Unknown(id)),
         };
@@ -380,12 +395,16 @@ fn config(id: u32, payload: &[u8]) -> Result<(ConfigAccess, ArrayVec<u8, MAX_CON
     }
 }
 
+/// Bytes of the longest payload of an answer.
+const MAX_ANSWER: usize = size_of::<ConfigAccess>() + MAX_CONFIG;
+const _: () = assert!(MAX_ANSWER >= size_of::<MemTable>() + MAX_TABLE_REGIONS * size_of::<MemRegion>());
+
 /// What is sent back. Its bytes are a header and a payload; a descriptor may go with the first of them.
 #[derive(Clone, Debug)]
 pub struct Answer {
     id: u32,
     fd: Option<Arc<OwnedFd>>,
-    payload: ArrayVec<u8, { size_of::<ConfigAccess>() + MAX_CONFIG }>,
+    payload: ArrayVec<u8, MAX_ANSWER>,
 }
 
 impl Answer {
@@ -410,6 +429,24 @@ impl Answer {
         answer.payload.truncate(len);
         answer.fd = Some(Arc::new(file));
         answer
+    }
+
+    /// To [`Request::PostcopyAdvise`]: nothing but the descriptor.
+    pub fn postcopy(file: OwnedFd) -> Answer {
+        Answer { id: id::POSTCOPY_ADVISE, fd: Some(Arc::new(file)), payload: ArrayVec::new() }
+    }
+
+    /// To [`Request::SetMemTable`] in post-copy mode: the same, with our addresses in place of the front-end's.
+    pub fn mem_table(regions: &[MemRegion]) -> Answer {
+        let mut answer =
+            Answer::of(id::SET_MEM_TABLE, &MemTable { regions: regions.len() as u32, padding: 0 });
+        answer.payload.try_extend_from_slice(regions.as_bytes()).expect("as many as a message can carry");
+        answer
+    }
+
+    /// To [`Request::AddMemReg`] in post-copy mode: as [`Answer::mem_table`].
+    pub fn mem_region(region: MemRegion) -> Answer {
+        Answer::of(id::ADD_MEM_REG, &SingleRegion { padding: 0, region })
     }
 
     /// To [`Request::GetConfig`]: `bytes` are those that were asked for.
@@ -516,7 +553,7 @@ mod tests {
     }
 
     /// Ids with the payload length and the number of descriptors that they take.
-    const SHAPES: [(u32, usize, usize); 33] = [
+    const SHAPES: [(u32, usize, usize); 36] = [
         (id::GET_FEATURES, 0, 0),
         (id::SET_FEATURES, 8, 0),
         (id::SET_OWNER, 0, 0),
@@ -550,6 +587,9 @@ mod tests {
         (id::GET_STATUS, 0, 0),
         (id::SET_BACKEND_REQ_FD, 0, 1),
         (id::IOTLB_MSG, 32, 0),
+        (id::POSTCOPY_ADVISE, 0, 0),
+        (id::POSTCOPY_LISTEN, 0, 0),
+        (id::POSTCOPY_END, 0, 0),
     ];
 
     /// A payload of zeros, but for the count of regions.

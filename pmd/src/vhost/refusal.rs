@@ -106,6 +106,12 @@ pub enum Refusal {
         /// Whether the device uses addresses of the guest's IOMMU.
         negotiated: bool,
     },
+    /// Post-copy does not go like that.
+    #[error("{}: {}", name(*.0), .1)]
+    Postcopy(u32, &'static str),
+    /// Memory cannot lack pages.
+    #[error(transparent)]
+    Pages(HostError),
     /// A message of a protocol feature that was not negotiated.
     #[error("{} without its protocol feature", name(*.0))]
     NotNegotiated(u32),

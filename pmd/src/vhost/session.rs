@@ -21,8 +21,9 @@ use crate::spec::vhost_user::{
     CONFIG_F_MIGRATION, ConfigAccess, F_LOG_ALL, F_PROTOCOL_FEATURES, InflightArea, IotlbMsg, MAX_CONFIG,
     MAX_MEM_SLOTS, MAX_VRING_NUM, MAX_VRINGS, MIN_MTU, MemRegion, PROTOCOL_F_BACKEND_REQ, PROTOCOL_F_CONFIG,
     PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_GET_VRING_BASE_INFLIGHT, PROTOCOL_F_INFLIGHT_SHMFD,
-    PROTOCOL_F_LOG_SHMFD, PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU, PROTOCOL_F_RARP, PROTOCOL_F_REPLY_ACK,
-    PROTOCOL_F_RESET_DEVICE, PROTOCOL_F_STATUS, VRING_F_LOG, VringAddr, VringState, id, iotlb,
+    PROTOCOL_F_LOG_SHMFD, PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU, PROTOCOL_F_PAGEFAULT, PROTOCOL_F_RARP,
+    PROTOCOL_F_REPLY_ACK, PROTOCOL_F_RESET_DEVICE, PROTOCOL_F_STATUS, VRING_F_LOG, VringAddr, VringState, id,
+    iotlb,
 };
 use crate::spec::virtio::{F_ACCESS_PLATFORM, F_RING_PACKED, F_VERSION_1};
 
@@ -52,6 +53,8 @@ pub struct Offer {
     pub control: u16,
     /// Largest MTU.
     pub mtu: u16,
+    /// Whether a guest may come before its memory does (post-copy).
+    pub postcopy: bool,
     /// Configuration space, up to 256 bytes.
     pub config: Vec<u8>,
 }
@@ -67,6 +70,18 @@ pub struct Reply {
     pub refused: Vec<Refusal>,
 }
 
+/// How far post-copy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Postcopy {
+    No,
+    /// The front-end has the descriptor.
+    Advised,
+    /// Memory that comes lacks pages.
+    Listening,
+    /// Memory has come, and the front-end does not bring pages yet: nothing may touch it.
+    Mapped,
+}
+
 /// A conversation.
 #[derive(Debug)]
 pub struct Session {
@@ -80,9 +95,12 @@ pub struct Session {
     config: Vec<u8>,
     regions: Regions,
     rings: Vec<Ring>,
+    postcopy: Postcopy,
     /// A channel for our own requests, until it is fetched.
     channel: Option<OwnedFd>,
     asked: Asked,
+    /// The message at hand is not acknowledged, whatever its flags say.
+    silent: bool,
 }
 
 impl Session {
@@ -101,8 +119,10 @@ impl Session {
             config,
             regions: Regions::default(),
             rings,
+            postcopy: Postcopy::No,
             channel: None,
             asked: Asked::default(),
+            silent: false,
         }
     }
 
@@ -122,7 +142,7 @@ impl Session {
         let acknowledge = need_reply && self.protocol & PROTOCOL_F_REPLY_ACK != 0;
         let answer = match done {
             Ok(Some(answer)) => Some(answer),
-            Ok(None) => acknowledge.then(|| Answer::number(id, 0)),
+            Ok(None) => (acknowledge && !std::mem::take(&mut self.silent)).then(|| Answer::number(id, 0)),
             Err(why) => {
                 let answer = match id {
                     id::GET_CONFIG => Some(Answer::no_config()),
@@ -161,6 +181,10 @@ impl Session {
     /// Ends the conversation: no ring runs and no memory is mapped afterwards. What went wrong on the
     /// way, for the log.
     pub fn close(mut self, host: &mut dyn Host) -> Option<Refusal> {
+        // A core that waits for a page that nobody brings any more would not give its ring back.
+        if self.postcopy != Postcopy::No {
+            host.end_postcopy();
+        }
         let stopped = self.stop_all(host);
         host.disconnected();
         stopped.err()
@@ -175,7 +199,9 @@ impl Session {
         let number = |id, value| Ok(Some(Answer::number(id, value)));
         match request {
             Request::GetFeatures => return number(id::GET_FEATURES, self.offered()),
-            Request::GetProtocolFeatures => return number(id::GET_PROTOCOL_FEATURES, PROTOCOL_FEATURES),
+            Request::GetProtocolFeatures => {
+                return number(id::GET_PROTOCOL_FEATURES, self.protocol_features());
+            }
             Request::GetQueueNum => return number(id::GET_QUEUE_NUM, self.offer.pairs.into()),
             Request::GetMaxMemSlots => return number(id::GET_MAX_MEM_SLOTS, MAX_MEM_SLOTS as u64),
             Request::GetVringBase(index) => return self.vring_base(index, host).map(Some),
@@ -198,6 +224,34 @@ impl Session {
                 return Ok(Some(Answer::config(access, bytes)));
             }
             Request::Unknown(id) => return Err(Refusal::Unknown(id)),
+            Request::PostcopyAdvise => {
+                self.has_protocol(PROTOCOL_F_PAGEFAULT, id::POSTCOPY_ADVISE)?;
+                let fd = host.advise_postcopy().map_err(Refusal::Pages)?;
+                self.postcopy = Postcopy::Advised;
+                return Ok(Some(Answer::postcopy(fd)));
+            }
+            Request::PostcopyListen => {
+                if self.postcopy != Postcopy::Advised {
+                    return Err(Refusal::Postcopy(id::POSTCOPY_LISTEN, "no descriptor was asked for"));
+                }
+                self.postcopy = Postcopy::Listening;
+            }
+            // Not answered, even if the front-end repeats the flags of the message before: it does not look.
+            Request::PostcopyReady => {
+                if self.postcopy != Postcopy::Mapped {
+                    return Err(Refusal::Postcopy(id::SET_MEM_TABLE, "nothing is mapped for post-copy"));
+                }
+                self.postcopy = Postcopy::Listening;
+                self.start_all(host, refused);
+                self.silent = true;
+            }
+            Request::PostcopyEnd => {
+                self.has_protocol(PROTOCOL_F_PAGEFAULT, id::POSTCOPY_END)?;
+                host.end_postcopy();
+                self.postcopy = Postcopy::No;
+                self.start_all(host, refused);
+                return number(id::POSTCOPY_END, 0);
+            }
             // Spec "Front-end message types": always answered.
             Request::Iotlb(entry) => {
                 self.iotlb(&entry, host)?;
@@ -240,19 +294,26 @@ impl Session {
                 self.start_all(host, refused);
             }
             Request::SetProtocolFeatures(features) => {
-                offers(PROTOCOL_FEATURES, features)?;
+                offers(self.protocol_features(), features)?;
                 self.protocol = features;
             }
             Request::SetMemTable(table) => {
-                let regions = Regions::of(table.iter().map(|(region, _)| *region))?;
+                let all: Vec<MemRegion> = table.iter().map(|(region, _)| *region).collect();
+                let regions = Regions::of(all.iter().copied())?;
                 self.change_memory(host, refused, |host| host.map(table.into_iter().collect()))?;
                 self.regions = regions;
+                if let Some(mapped) = self.lack_pages(&all, host)? {
+                    return Ok(Some(Answer::mem_table(&mapped)));
+                }
                 self.start_all(host, refused);
             }
             Request::AddMemReg(region, file) => {
                 self.regions.check(&region)?;
                 self.change_memory(host, refused, |host| host.add(region, file))?;
                 self.regions.add(region);
+                if let Some(mapped) = self.lack_pages(&[region], host)? {
+                    return Ok(Some(Answer::mem_region(mapped[0])));
+                }
                 self.start_all(host, refused);
             }
             Request::RemMemReg(wanted) => self.remove_region(&wanted, host, refused)?,
@@ -310,6 +371,25 @@ impl Session {
             kind => return Err(Refusal::IotlbKind { kind, negotiated }),
         }
         .map_err(Refusal::Iotlb)
+    }
+
+    fn protocol_features(&self) -> u64 {
+        PROTOCOL_FEATURES | if self.offer.postcopy { PROTOCOL_F_PAGEFAULT } else { 0 }
+    }
+
+    /// In post-copy mode: regions that were mapped just now lack pages. They, with our addresses.
+    fn lack_pages(
+        &mut self,
+        regions: &[MemRegion],
+        host: &mut dyn Host,
+    ) -> Result<Option<Vec<MemRegion>>, Refusal> {
+        if !matches!(self.postcopy, Postcopy::Listening | Postcopy::Mapped) {
+            return Ok(None);
+        }
+        let mapped = |region: &MemRegion| Ok(MemRegion { user: host.wait_for_pages(region)?, ..*region });
+        let mapped = regions.iter().map(mapped).collect::<Result<_, _>>().map_err(Refusal::Pages)?;
+        self.postcopy = Postcopy::Mapped;
+        Ok(Some(mapped))
     }
 
     fn offered(&self) -> u64 {
@@ -488,7 +568,7 @@ impl Session {
     /// Spec "Ring states": starts a ring that is described, kicked and enabled.
     fn start(&mut self, ring: usize, host: &mut dyn Host) -> Result<(), Refusal> {
         let Some(features) = self.features else { return Ok(()) };
-        if self.rings[ring].running || self.regions.is_empty() {
+        if self.rings[ring].running || self.regions.is_empty() || self.postcopy == Postcopy::Mapped {
             return Ok(());
         }
         let setup = self.rings[ring].setup(ring as u16, features).map_err(about(ring))?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hugepages::map::{Backing, PageSize};
-use hugepages::{DirtyLog, Map, OutOfRange, Region, Table, Words};
+use hugepages::{DirtyLog, Map, MissingPages, OutOfRange, Region, Table, Words};
 use tracing::debug;
 
 use super::attendant::Attendant;
@@ -78,6 +78,7 @@ pub(super) struct Control {
     up: Arc<AtomicBool>,
     mapped: bool,
     iommu: Iommu,
+    missing: Option<MissingPages>,
     /// By ring: what it was started with, if it uses addresses of the guest's IOMMU.
     translated: Vec<Option<RingSetup>>,
     table: Option<Arc<Table>>,
@@ -160,6 +161,7 @@ impl Control {
             up,
             mapped,
             iommu: Iommu::default(),
+            missing: None,
             translated,
             table: None,
             rings,
@@ -522,6 +524,7 @@ impl Host for Control {
 
     fn disconnected(&mut self) {
         self.iommu.clear();
+        self.missing = None;
         self.table = None;
         self.logging = Logging::default();
         self.records = None;
@@ -722,6 +725,26 @@ impl Host for Control {
             }
         }
         self.attendant = Some((index, attendant));
+    }
+
+    fn advise_postcopy(&mut self) -> Result<OwnedFd, HostError> {
+        let missing = MissingPages::new().map_err(|e| HostError::Postcopy(e.into()))?;
+        let fd = missing.fd().try_clone_to_owned().map_err(|e| HostError::Postcopy(e.into()))?;
+        self.missing = Some(missing);
+        Ok(fd)
+    }
+
+    fn wait_for_pages(&mut self, region: &MemRegion) -> Result<u64, HostError> {
+        let nothing = || HostError::Postcopy("no such region, or no descriptor was asked for".into());
+        let regions = self.table.as_ref().map_or(&[][..], |table| table.regions());
+        let mapped = regions.iter().find(|r| r.gpa == region.guest && r.len == region.size);
+        let (mapped, missing) = mapped.zip(self.missing.as_mut()).ok_or_else(nothing)?;
+        missing.wait_for(&mapped.map).map_err(|e| HostError::Postcopy(e.into()))?;
+        Ok(mapped.map.address() + mapped.at as u64)
+    }
+
+    fn end_postcopy(&mut self) {
+        self.missing = None;
     }
 
     fn translate(&mut self, update: &IotlbMsg) -> Result<(), HostError> {

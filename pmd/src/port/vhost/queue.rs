@@ -271,7 +271,10 @@ impl VhostQueue {
 
     /// The part of a turn that is for rings whose addresses are those of the guest's IOMMU.
     #[cold]
-    fn translate(&mut self, translated: &mut Translated) {
+    #[inline(never)]
+    fn translate(&mut self) {
+        let Some(mut own) = self.translated.take() else { return };
+        let translated = &mut *own;
         translated.turns = translated.turns.wrapping_add(1);
         for side in [Side::FromGuest, Side::ToGuest] {
             let slot = self.slot(side);
@@ -295,6 +298,7 @@ impl VhostQueue {
         if !translated.parked.is_empty() {
             self.unpark(translated);
         }
+        self.translated = Some(own);
     }
 
     /// Delivers packets that waited, as far as that can be; those that waited for too long are lost.
@@ -311,6 +315,7 @@ impl VhostQueue {
     /// [`Queue::tx`] into a ring that may have to wait for translations, or that is away until it is known
     /// again where it is: packets wait with it.
     #[cold]
+    #[inline(never)]
     fn tx_translated(&mut self, batch: &mut Batch<Buf>) -> usize {
         let Some(mut translated) = self.translated.take() else { return 0 };
         if !translated.parked.is_empty() {
@@ -418,9 +423,8 @@ impl Queue for VhostQueue {
         } else if self.leaving[Side::FromGuest as usize] {
             self.leave();
         }
-        if let Some(mut translated) = self.translated.take() {
-            self.translate(&mut translated);
-            self.translated = Some(translated);
+        if self.translated.is_some() {
+            self.translate();
         }
         if self.shown {
             self.call();

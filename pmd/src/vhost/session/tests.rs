@@ -12,7 +12,7 @@ const FEATURES: u64 = F_VERSION_1 | F_RING_PACKED | 1;
 const NEED_REPLY: u32 = 8;
 
 fn offer() -> Offer {
-    Offer { features: FEATURES, pairs: 2, control: 0, mtu: 9000, config: (0..24).collect() }
+    Offer { features: FEATURES, pairs: 2, control: 0, mtu: 9000, postcopy: false, config: (0..24).collect() }
 }
 
 /// A session, its host, and what a front-end does with them.
@@ -354,6 +354,53 @@ fn features() {
     talk.base(0);
     assert!(set(&mut talk, PACKED));
     assert!(!talk.ask(id::SET_PROTOCOL_FEATURES, &(1u64 << 6).to_ne_bytes(), 0));
+}
+
+#[test]
+fn memory_that_lacks_pages_is_told_where_it_is_and_not_touched_before_they_come() {
+    let mut talk = Talk::new();
+    talk.session.offer.postcopy = true;
+    let all = PROTOCOL_FEATURES | PROTOCOL_F_PAGEFAULT;
+    talk.tell(id::SET_PROTOCOL_FEATURES, all);
+    talk.tell(id::SET_FEATURES, SPLIT);
+    assert!(!talk.ask(id::POSTCOPY_LISTEN, &[], 0), "before the descriptor");
+    let answer = talk.on(message(id::POSTCOPY_ADVISE, 0, &[], 0)).unwrap().answer.unwrap();
+    assert_eq!((answer.encode(), answer.fd().is_some()), (vec![28, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0], true));
+    assert!(talk.ask(id::POSTCOPY_LISTEN, &[], 0));
+    let ours = |guest, size| MemRegion { user: guest + 0x10_0000_0000, ..region(guest, size) };
+    let (one, two) = (region(0, 0x1000), region(0x1000, 0x1000));
+    let sent = talk.send(id::SET_MEM_TABLE, NEED_REPLY, &table(&[one, two]), 2).unwrap();
+    assert_eq!(sent, table(&[ours(0, 0x1000), ours(0x1000, 0x1000)]));
+    let sent = talk.send(id::ADD_MEM_REG, NEED_REPLY, &single(region(0x2000, 0x8000)), 1).unwrap();
+    assert_eq!(sent, single(ours(0x2000, 0x8000)));
+    // A ring that is described waits until pages are brought.
+    talk.describe(0, 256, 7);
+    talk.tell(id::SET_VRING_KICK, 0u64);
+    talk.tell(id::SET_VRING_ENABLE, state(0, 1));
+    assert!(talk.host.diary().running.is_empty());
+    assert_eq!(talk.send(id::SET_MEM_TABLE, NEED_REPLY, &[0; 8], 0), None, "nobody looks for an answer");
+    assert!(talk.host.diary().running.contains_key(&0));
+    assert!(!talk.ask(id::ADD_MEM_REG, &[0; 8], 0), "once");
+    assert_eq!(talk.send(id::POSTCOPY_END, 0, &[], 0).unwrap(), [0; 8]);
+    assert_eq!(talk.host.asked().last(), Some(&Asked::EndPostcopy));
+    // As ever.
+    assert!(talk.ask(id::ADD_MEM_REG, &single(region(0x10_0000, 0x1000)), 1));
+}
+
+#[test]
+fn a_front_end_that_leaves_in_post_copy_lets_those_go_who_wait_for_pages() {
+    let mut talk = Talk::new();
+    talk.session.offer.postcopy = true;
+    talk.tell(id::SET_PROTOCOL_FEATURES, PROTOCOL_FEATURES | PROTOCOL_F_PAGEFAULT);
+    talk.tell(id::SET_FEATURES, SPLIT);
+    talk.send(id::POSTCOPY_ADVISE, 0, &[], 0);
+    talk.tell(id::POSTCOPY_LISTEN, [0u8; 0]);
+    talk.send(id::SET_MEM_TABLE, NEED_REPLY, &table(&[region(0, 0x10_0000)]), 1);
+    talk.send(id::SET_MEM_TABLE, 0, &[0; 8], 0);
+    talk.run(0);
+    assert!(talk.session.close(&mut talk.host).is_none());
+    // Before the ring is waited for.
+    assert_eq!(talk.host.asked(), [Asked::EndPostcopy, Asked::Stop(vec![0]), Asked::Disconnected]);
 }
 
 #[test]
