@@ -236,6 +236,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) noisy_lkup_num_reads_writes: u32,
 
+    /// Once ports are there, go on as this user (a name or UID:GID) without capabilities, and --confine
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+
+    /// Once ports are there, allow no new privileges, no programs, and only the system calls needed
+    #[arg(long)]
+    pub(crate) confine: bool,
+
     /// Options from a TOML file, with these names as keys; the command line wins
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

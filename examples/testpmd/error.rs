@@ -12,6 +12,9 @@ pub(crate) enum Error {
     /// Memory could not be had.
     #[error("buffer pool: {0}")]
     Memory(#[from] hugepages::MapError),
+    /// Something could not be given up, or a user is not known.
+    #[error(transparent)]
+    Confine(#[from] pmd::confine::ConfineError),
     /// The system refused something that is no port's.
     #[error("{what}: {source}")]
     Io {

@@ -2,8 +2,9 @@
 
 use hugepages::Backing;
 use pmd::Port;
+use pmd::confine::User;
 use pmd::port::{afxdp, fault, generator, gro, nic, null, pcap, tap, tracer, vhost, virtio_user};
-use pmd::vhost::{Server, Socket};
+use pmd::vhost::{Access, Server, Socket};
 
 use crate::Error;
 use crate::cli::Options;
@@ -48,7 +49,7 @@ impl Maker {
                     None => Server::start().map_err(|e| Error::Usage(e.to_string()))?,
                 };
                 let handle = self.server.insert(server).handle();
-                Box::new(vhost::Vhost::new(name, vhost(vdev, options), &handle)?)
+                Box::new(vhost::Vhost::new(name, vhost(vdev, options)?, &handle)?)
             }
             "virtio_user" => Box::new(virtio_user::VirtioUser::new(name, self.virtio_user(vdev, options))?),
             kind => unreachable!("{kind} is not among vdev::KINDS"),
@@ -186,11 +187,20 @@ impl Maker {
     }
 }
 
-fn vhost(vdev: &Vdev, options: &Options) -> vhost::Config {
+fn vhost(vdev: &Vdev, options: &Options) -> Result<vhost::Config, Error> {
     let path = vdev.text("iface").unwrap_or_default().into();
     let connects = vdev.flag("client").unwrap_or(false);
     let default = vhost::Config::new(if connects { Socket::Connect(path) } else { Socket::Listen(path) });
-    vhost::Config {
+    let user = |key| vdev.text(key).map(User::find).transpose();
+    // A user's number may be one that has no name.
+    let number = |peer: &str| peer.parse().or_else(|_| User::find(peer).map(|user| user.uid));
+    let access = Access {
+        mode: vdev.mode("mode"),
+        owner: user("owner")?,
+        peer: vdev.text("peer-uid").map(number).transpose()?,
+    };
+    Ok(vhost::Config {
+        access,
         queues: queues(vdev).unwrap_or(options.rxq.max(options.txq)),
         packed: vdev.flag("packed").unwrap_or(default.packed),
         in_order: vdev.flag("in_order").unwrap_or(default.in_order),
@@ -205,7 +215,7 @@ fn vhost(vdev: &Vdev, options: &Options) -> vhost::Config {
         postcopy: vdev.flag("postcopy-support").unwrap_or(default.postcopy),
         mac: vdev.mac("mac"),
         ..default
-    }
+    })
 }
 
 /// Queues that a port is described to have, if it is said.

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 
+use pmd::confine::{User, only_needed_calls};
+
 use crate::Error;
 use crate::app::{App, hush, say};
 use crate::cli::Lcore;
@@ -99,7 +101,15 @@ impl Session {
     }
 
     fn live(&mut self) -> Result<(), Error> {
+        // Before anything is opened: a user that there is not costs nothing yet.
+        let user = self.app.options.user.as_deref().map(User::find).transpose()?;
         self.app.open()?;
+        if let Some(user) = user {
+            user.assume()?;
+        }
+        if user.is_some() || self.app.options.confine {
+            only_needed_calls()?;
+        }
         say("Checking link statuses...\nDone\n");
         if let Some(path) = self.app.options.cmdline_file.clone()
             && self.load(&path, 0) == Flow::Quit

@@ -17,6 +17,8 @@ pub(crate) enum Form {
     Flag,
     /// A whole number in a range; `k`, `M` and `G` multiply.
     Number(u64, u64),
+    /// Permissions of a file, octal.
+    Mode,
     /// `xx:xx:xx:xx:xx:xx`.
     Mac,
     /// What [`crate::faults`] reads.
@@ -29,6 +31,7 @@ impl fmt::Display for Form {
             Form::Text => write!(f, "text"),
             Form::Flag => write!(f, "0 or 1"),
             Form::Number(low, high) => write!(f, "a number from {low} to {high}"),
+            Form::Mode => write!(f, "permissions as 0660, to 0777"),
             Form::Mac => write!(f, "xx:xx:xx:xx:xx:xx"),
             Form::Faults => write!(f, "{}", faults::ALLOWED),
         }
@@ -113,6 +116,11 @@ impl Vdev {
         self.texts(name).last()
     }
 
+    /// Permissions, checked when they were read.
+    pub(crate) fn mode(&self, name: &str) -> Option<u32> {
+        self.text(name).and_then(mode)
+    }
+
     /// A number, checked when it was read.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         self.text(name).and_then(number)
@@ -142,6 +150,7 @@ fn argument(device: &str, kind: &Kind, arg: &str) -> Result<(&'static str, Strin
         Form::Text => !value.is_empty() && arg.contains('='),
         Form::Flag => value == "0" || value == "1",
         Form::Number(low, high) => number(value).is_some_and(|n| (low..=high).contains(&n)),
+        Form::Mode => mode(value).is_some(),
         Form::Mac => mac(value).is_some(),
         Form::Faults => faults::parse(value).is_some(),
     };
@@ -152,6 +161,11 @@ fn argument(device: &str, kind: &Kind, arg: &str) -> Result<(&'static str, Strin
         )));
     }
     Ok((key.name, value.into()))
+}
+
+/// Reads the permissions of a file.
+fn mode(text: &str) -> Option<u32> {
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)
 }
 
 /// Reads a whole number; `k`, `M` and `G` multiply by powers of a thousand.

@@ -27,6 +27,8 @@ pub mod batch;
 mod lending;
 pub mod room;
 pub mod pool;
+#[cfg(doctest)]
+mod soundness;
 
 pub use batch::Batch;
 pub use buf::{Buf, Lender, Loan, Offload, Pod};

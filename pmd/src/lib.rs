@@ -6,6 +6,7 @@
 
 pub mod spec;
 mod sys;
+pub mod confine;
 pub mod batch;
 pub mod completion;
 pub mod offload;

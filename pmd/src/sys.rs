@@ -2,6 +2,7 @@
 
 pub(crate) mod aio;
 pub(crate) mod bpf;
+pub(crate) mod confine;
 pub(crate) mod cycles;
 #[allow(dead_code)]
 pub(crate) mod eventfd;

@@ -28,7 +28,7 @@ pub mod session;
 mod wire;
 
 pub use backend::Ask;
-pub use endpoint::SocketError;
+pub use endpoint::{Access, SocketError};
 pub use host::{Host, HostError, RingSetup, Signals};
 pub use refusal::{Refusal, SessionError};
 pub use regions::RegionError;

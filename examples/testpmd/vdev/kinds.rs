@@ -43,6 +43,9 @@ pub(crate) const KINDS: &[Kind] = &[
         keys: &[
             key("iface", Form::Text, "path of the unix socket"),
             key("client", Form::Flag, "1: connect to the socket and reconnect; 0: listen on it"),
+            key("mode", Form::Mode, "permissions of the socket"),
+            key("owner", Form::Text, "owner of the socket: a user, or UID:GID"),
+            key("peer-uid", Form::Text, "serve processes of this user only"),
             key("queues", Form::Number(1, 128), "queue pairs offered"),
             key("packed", Form::Flag, "0: do not offer packed rings"),
             key("in_order", Form::Flag, "0: do not offer in-order completion"),

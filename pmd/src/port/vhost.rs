@@ -42,7 +42,7 @@ use crate::port::{Caps, Link, Port, PortError, Queue, Stats, Tally};
 use crate::spec::net::{self, MAX_FRAME, MAX_QUEUE_PAIRS, NetConfig};
 use crate::spec::vhost_user::MIN_MTU;
 use crate::spec::virtio as v;
-use crate::vhost::{Handle, Offer, PortId, ServerError, Socket};
+use crate::vhost::{Access, Handle, Offer, PortId, ServerError, Socket};
 use control::Control;
 use door::{Caller, Door};
 use queue::VhostQueue;
@@ -56,6 +56,8 @@ const DEFAULT_MTU: u16 = 1500;
 pub struct Config {
     /// The socket.
     pub socket: Socket,
+    /// Who may connect.
+    pub access: Access,
     /// Most queue pairs it can start, 1 to 128. The front-end is offered as many as are started.
     pub queues: u16,
     /// Offers packed rings.
@@ -92,6 +94,7 @@ impl Config {
     pub fn new(socket: Socket) -> Config {
         Config {
             socket,
+            access: Access::default(),
             queues: 1,
             packed: true,
             in_order: true,
@@ -212,10 +215,10 @@ impl Vhost {
         let doors = doors.map_err(|source| PortError::Io { port: self.name.clone(), what, source })?;
         let up = Arc::new(AtomicBool::new(false));
         let name = format!("{} ({})", self.name, self.config.socket.path().display());
-        let control =
+        let host =
             Control::new(name, Arc::clone(&doors), caller, Arc::clone(&up), self.config.mapped, self.mac);
-        let host = control;
-        let added = self.server.add(self.config.socket.clone(), self.offer(queues), Box::new(host));
+        let (socket, access) = (self.config.socket.clone(), self.config.access);
+        let added = self.server.add_for(access, socket, self.offer(queues), Box::new(host));
         let id = added.map_err(|source| self.refused(source))?;
         self.served = Some(Served { id, doors, up });
         Ok(())

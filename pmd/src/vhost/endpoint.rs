@@ -6,10 +6,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Gid, Mode, Uid, chmod, chown};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
+
+use crate::confine::User;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 8;
@@ -44,6 +48,27 @@ pub enum SocketError {
     },
 }
 
+/// Who may connect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Permissions of the socket file; without them, as the process makes files.
+    pub mode: Option<u32>,
+    /// Owner of the socket file.
+    pub owner: Option<User>,
+    /// The only user whose processes are served, whatever the file says, by `SO_PEERCRED`.
+    pub peer: Option<u32>,
+}
+
+impl Access {
+    /// Whether the process at the other end is served; its user.
+    pub(super) fn admits(&self, socket: BorrowedFd<'_>) -> Result<(), u32> {
+        let Some(wanted) = self.peer else { return Ok(()) };
+        // Who cannot be asked is nobody.
+        let user = socket_peercred(socket).map_or(u32::MAX, |peer| peer.uid.as_raw());
+        if user == wanted { Ok(()) } else { Err(user) }
+    }
+}
+
 /// A listening socket; removed from the file system when dropped.
 #[derive(Debug)]
 pub(super) struct Listener {
@@ -55,7 +80,7 @@ pub(super) struct Listener {
 
 impl Listener {
     /// Listens at `path`. A socket file on which nobody listens any more is replaced.
-    pub(super) fn bind(path: &Path) -> Result<Listener, SocketError> {
+    pub(super) fn bind(path: &Path, access: &Access) -> Result<Listener, SocketError> {
         let fail = |what| move |errno| SocketError::Os { path: path.into(), what, errno };
         let address = SocketAddrUnix::new(path).map_err(fail("not a path for a socket"))?;
         let socket = new_socket().map_err(fail("socket"))?;
@@ -68,6 +93,14 @@ impl Listener {
         }
         let file = file_at(path).ok_or(Errno::NOENT).map_err(fail("the new socket is gone"))?;
         let listener = Listener { socket, path: path.into(), file };
+        // Nobody can connect before it listens.
+        if let Some(User { uid, gid }) = access.owner {
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            chown(path, Some(uid), Some(gid)).map_err(fail("giving it to its owner; only root can"))?;
+        }
+        if let Some(mode) = access.mode {
+            chmod(path, Mode::from_raw_mode(mode)).map_err(fail("its permissions"))?;
+        }
         listen(&listener.socket, BACKLOG).map_err(fail("listen"))?;
         Ok(listener)
     }
@@ -175,8 +208,8 @@ mod tests {
         let path = path("stale");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves the file behind");
-        let listener = Listener::bind(&path).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(SocketError::InUse { .. })));
+        let listener = Listener::bind(&path, &Access::default()).unwrap();
+        assert!(matches!(Listener::bind(&path, &Access::default()), Err(SocketError::InUse { .. })));
         drop(listener);
         assert!(!path.exists());
     }
@@ -185,11 +218,11 @@ mod tests {
     fn other_files_and_other_sockets_are_left_alone() {
         let path = path("file");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(SocketError::NotASocket { .. })));
+        assert!(matches!(Listener::bind(&path, &Access::default()), Err(SocketError::NotASocket { .. })));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
         fs::remove_file(&path).unwrap();
 
-        let listener = Listener::bind(&path).unwrap();
+        let listener = Listener::bind(&path, &Access::default()).unwrap();
         fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         drop(listener);
@@ -199,9 +232,11 @@ mod tests {
 
     #[test]
     fn errors_name_the_path() {
-        let missing = Listener::bind(Path::new("/nonexistent/vm.sock")).unwrap_err().to_string();
+        let missing =
+            Listener::bind(Path::new("/nonexistent/vm.sock"), &Access::default()).unwrap_err().to_string();
         assert!(missing.contains("/nonexistent/vm.sock"), "{missing}");
-        let long = Listener::bind(&PathBuf::from("x".repeat(200))).unwrap_err().to_string();
+        let long =
+            Listener::bind(&PathBuf::from("x".repeat(200)), &Access::default()).unwrap_err().to_string();
         assert!(long.contains("xxx"), "{long}");
     }
 
@@ -222,5 +257,25 @@ mod tests {
         let _: UnixStream = listener.accept().unwrap().0;
         assert_eq!(caller.pause, FIRST_PAUSE);
         fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_has_its_mode_and_owner_before_anybody_can_connect() {
+        let path = std::env::temp_dir().join(format!("hotring-{}-mode", std::process::id()));
+        let root = rustix::process::geteuid().is_root();
+        let owner = root.then_some(User { uid: 65534, gid: 65533 });
+        let access = Access { mode: Some(0o620), owner, peer: None };
+        let _listener = Listener::bind(&path, &access).unwrap();
+        let file = fs::metadata(&path).unwrap();
+        assert_eq!(file.mode() & 0o777, 0o620);
+        assert!(!root || (file.uid(), file.gid()) == (65534, 65533));
+    }
+
+    #[test]
+    fn only_the_wanted_user_is_admitted() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let me = rustix::process::geteuid().as_raw();
+        let admits = |peer| Access { peer, ..Access::default() }.admits(ours.as_fd());
+        assert_eq!([admits(None), admits(Some(me)), admits(Some(me + 1))], [Ok(()), Ok(()), Err(me)]);
     }
 }

@@ -1,6 +1,6 @@
 //! One thread that speaks with the front-ends of any number of ports.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,7 +12,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use tracing::{debug, info};
 
-use super::endpoint::{Caller, Listener, SocketError};
+use super::endpoint::{Access, Caller, Listener, SocketError};
 use super::host::{Host, HostError};
 use super::lines::{Lines, say};
 use super::refusal::SessionError;
@@ -63,7 +63,7 @@ pub enum ServerError {
 pub struct PortId(u64);
 
 enum Command {
-    Add(Socket, Offer, Box<dyn Host>, Sender<Result<PortId, ServerError>>),
+    Add(Socket, Access, Offer, Box<dyn Host>, Sender<Result<PortId, ServerError>>),
     Remove(PortId, Sender<Box<dyn Host>>),
     End,
 }
@@ -118,8 +118,22 @@ impl Handle {
     /// # Errors
     /// When the socket cannot be had, or the server has ended.
     pub fn add(&self, socket: Socket, offer: Offer, host: Box<dyn Host>) -> Result<PortId, ServerError> {
+        self.add_for(Access::default(), socket, offer, host)
+    }
+
+    /// The same for those who are admitted.
+    ///
+    /// # Errors
+    /// As [`Handle::add`].
+    pub fn add_for(
+        &self,
+        access: Access,
+        socket: Socket,
+        offer: Offer,
+        host: Box<dyn Host>,
+    ) -> Result<PortId, ServerError> {
         let (reply, answer) = bounded(1);
-        self.tell(Command::Add(socket, offer, host, reply));
+        self.tell(Command::Add(socket, access, offer, host, reply));
         answer.recv().unwrap_or(Err(ServerError::Ended))
     }
 
@@ -205,9 +219,9 @@ impl Control {
     fn obey(&mut self) -> bool {
         for command in self.inbox.try_iter() {
             match command {
-                Command::Add(socket, offer, host, reply) => {
+                Command::Add(socket, access, offer, host, reply) => {
                     let id = PortId(self.next_id);
-                    let added = Port::open(id, socket, offer, host).map(|port| self.ports.push(port));
+                    let added = Port::open(id, socket, access, offer, host).map(|port| self.ports.push(port));
                     self.next_id += 1;
                     let _ = reply.send(added.map(|()| id));
                 }
@@ -279,6 +293,7 @@ enum End {
 struct Port {
     id: PortId,
     path: PathBuf,
+    access: Access,
     endpoint: Endpoint,
     offer: Offer,
     host: Box<dyn Host>,
@@ -289,16 +304,25 @@ struct Port {
 }
 
 impl Port {
-    fn open(id: PortId, socket: Socket, offer: Offer, host: Box<dyn Host>) -> Result<Port, ServerError> {
+    fn open(
+        id: PortId,
+        socket: Socket,
+        access: Access,
+        offer: Offer,
+        host: Box<dyn Host>,
+    ) -> Result<Port, ServerError> {
         let path = socket.path().clone();
         let endpoint = match socket {
-            Socket::Listen(path) => Endpoint::Listener { listener: Listener::bind(&path)?, not_before: None },
+            Socket::Listen(path) => {
+                Endpoint::Listener { listener: Listener::bind(&path, &access)?, not_before: None }
+            }
             Socket::Connect(path) => Endpoint::Caller { caller: Caller::new(&path)?, complained: false },
         };
         debug!(socket = %path.display(), "serving");
         Ok(Port {
             id,
             path,
+            access,
             endpoint,
             offer,
             host,
@@ -424,6 +448,10 @@ impl Port {
     }
 
     fn begin(&mut self, socket: OwnedFd) {
+        if let Err(user) = self.access.admits(socket.as_fd()) {
+            say!(self.lines, warn, socket = %self.path.display(), "connection refused: user {user} is not admitted");
+            return;
+        }
         say!(self.comings, info, socket = %self.path.display(), "front-end connected");
         self.host.connected();
         let session = Session::new(self.offer.clone());
