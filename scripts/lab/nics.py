@@ -51,7 +51,8 @@ class Wire:
         return self.socket.recv(1 << 17)
 
     def drain(self):
-        while self.take() is not None:
+        """Takes what is still on its way."""
+        while self.take(0.7) is not None:
             pass
 
 
@@ -72,7 +73,7 @@ class NicGuest(Guest):
     """A guest with `n` NICs of a model, on wires; the files of the host are at /host."""
 
     def __init__(self, model, n=2, memory_mib=1024, cpus=2, options="", append=""):
-        self.wires = [Wire(f"wire{i}") for i in range(n)]
+        self.wires = [Wire(f"{model}-{i}") for i in range(n)]
         extra = ["-device", IOMMU,
                  "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
         for i, wire in enumerate(self.wires):

@@ -1,6 +1,7 @@
 """NICs bound to VFIO in a guest, driven by our testpmd there; the host sends and receives at the far end of their wires."""
 
 import re
+import struct
 import time
 
 import frames
@@ -37,6 +38,8 @@ def nic(model, full, queues=1, mtu=9000):
     pmd.cmd("start")
     rates = both_ways(guest, 20000 if full else 1500, (60, 1514))
     jumbo = both_ways(guest, 5000 if full else 300, (60, mtu + 14), 2) if mtu > 1500 else []
+    if queues > 1:
+        spread(guest, pmd, queues)
     link(guest, pmd)
     restart(guest, pmd)
     pmd.cmd("stop")
@@ -44,6 +47,26 @@ def nic(model, full, queues=1, mtu=9000):
     figure(f"{model}: {', '.join(f'{r:.0f}' for r in rates)} frames/s of 60 to 1514 B each way; "
            f"{', '.join(f'{r:.0f}' for r in jumbo)} of up to {mtu + 14} B")
     guest.off()
+
+
+def flow(number):
+    """A UDP frame of a flow of its own, well-formed: IPv4 header with its checksum, UDP without."""
+    payload = frames.frame(number, 100)[14:]
+    head = struct.pack(">BBHHHBBHII", 0x45, 0, 28 + len(payload), number, 0, 64, 17, 0, 0x0A000001 + number * 7919, 0x0A630001)
+    total = sum(struct.unpack(">10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + struct.pack(">H", 0xFFFF - (total & 0xFFFF) - (total >> 16)) + head[12:]
+    udp = struct.pack(">HHHH", 1000 + number, 9, 8 + len(payload), 0)
+    return b"\x02\0\0\0\0\x01\x02\0\0\0\0\x02\x08\0" + head + udp + payload
+
+
+def spread(guest, pmd, queues):
+    """Flows are dealt to all queues; each frame comes out once, unharmed."""
+    sent = [flow(n) for n in range(400)]
+    got = pump(guest.wires[0], guest.wires[1], sent)
+    check(sorted(got) == sorted(sent), f"{len(got)} of {len(sent)} frames of many flows, or not the same")
+    share = [counter(pmd, 0, f"rx_q{q}_packets") for q in range(queues)]
+    check(all(share), f"queues received {share}")
 
 
 def up(pmd, port=0):
@@ -136,7 +159,7 @@ def nic_zero_copy(full):
             # Frames are on their way through its memory when it ends without a word.
             for i in range(200):
                 guest.wires[1].send(frames.frame(i, 1400, 20))
-            guest.sh("kill -9 $(pgrep -f '^[^ ]*testpmd.*virtio_user0')")
+            guest.sh("for p in $(pidof testpmd); do grep -q virtio_user0 /proc/$p/cmdline && kill -9 $p; done; true")
             front.ended()
             time.sleep(0.3)
             for wire in guest.wires:

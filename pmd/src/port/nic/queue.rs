@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use hugepages::{Buf, Loan, Offload, Pool};
 
+use super::keeper::Door;
 use super::{Config, HEADER, Shared, Ways};
 use crate::batch::{Batch, CAP};
 use crate::nic::slots::{Held, Slots};
@@ -33,6 +34,9 @@ const LOOKS: u32 = 1024;
 pub(super) struct NicQueue<R: Rings> {
     rings: R,
     shared: Arc<Shared>,
+    /// Its rings are the device's. Otherwise new ones will be at the door.
+    live: bool,
+    door: Arc<Door<R>>,
     /// Receive: our frames, those with the device, and a packet of which not all has come.
     pool: Pool,
     posted: Slots,
@@ -69,6 +73,8 @@ impl<R: Rings> NicQueue<R> {
             held: Held::new(tx, tx),
             rings,
             shared,
+            live: true,
+            door: Arc::default(),
             pool,
             arrived: Batch::default(),
             damaged: false,
@@ -84,6 +90,11 @@ impl<R: Rings> NicQueue<R> {
         };
         queue.fill(1);
         Ok(queue)
+    }
+
+    /// Where new rings come in.
+    pub(super) fn door(&self) -> Arc<Door<R>> {
+        Arc::clone(&self.door)
     }
 
     /// How its packets go out, shared with the control side.
@@ -130,6 +141,42 @@ impl<R: Rings> NicQueue<R> {
     fn fail(&mut self, broken: Broken) {
         self.counters.faults.add(1);
         self.shared.halt(&broken.0);
+        self.shared.hang.signal();
+    }
+
+    /// Whether the device has nothing to do with this queue.
+    #[inline(always)]
+    fn down(&self) -> bool {
+        !self.live || self.shared.halted()
+    }
+
+    /// Lets go of what a halted device had, and goes on with new rings.
+    #[cold]
+    fn renew(&mut self) {
+        self.live = false;
+        self.sweep();
+        self.reclaim();
+        if self.held.len() > 0 {
+            return;
+        }
+        if let Some(rings) = self.door.call() {
+            self.rings = rings;
+            (self.looks, self.since, self.swept, self.damaged) = (0, None, 0, false);
+            self.live = true;
+            self.fill(1);
+        }
+    }
+
+    /// Takes empty frames, and packets of which not all has come, back from a halted device.
+    fn reclaim(&mut self) {
+        let mut id = 0;
+        while let Some((at, buf)) = self.posted.take_any(id) {
+            self.pool.settle(buf.finish(0));
+            id = at;
+        }
+        while let Some(buf) = self.arrived.pop_front() {
+            self.pool.settle(buf.finish(0));
+        }
     }
 
     /// Sends the first packet of `batch`, `n` buffers and `bytes` bytes; `None`: not now.
@@ -328,7 +375,7 @@ impl Sent {
 impl<R: Rings + 'static> Queue for NicQueue<R> {
     #[inline]
     fn rx(&mut self, out: &mut Batch<Buf>) -> usize {
-        if self.shared.halted() {
+        if self.down() {
             return 0;
         }
         let (mut packets, mut sum) = (0, 0);
@@ -371,7 +418,7 @@ impl<R: Rings + 'static> Queue for NicQueue<R> {
 
     #[inline]
     fn tx(&mut self, batch: &mut Batch<Buf>) -> usize {
-        let halted = self.shared.halted();
+        let halted = self.down();
         let (mut packets, mut frames, mut sum) = (0, 0, 0);
         loop {
             let (n, bytes) = batch.packet_at(0);
@@ -398,8 +445,8 @@ impl<R: Rings + 'static> Queue for NicQueue<R> {
 
     #[inline]
     fn reap(&mut self, done: &mut Batch<Loan>) -> usize {
-        if self.shared.halted() {
-            self.sweep();
+        if self.down() {
+            self.renew();
         } else if self.held.len() > 0 {
             self.clean();
         }
@@ -427,14 +474,7 @@ impl<R: Rings + 'static> Queue for NicQueue<R> {
 impl<R: Rings> Drop for NicQueue<R> {
     fn drop(&mut self) {
         self.shared.halt("a queue of it is gone");
-        let mut id = 0;
-        while let Some((at, buf)) = self.posted.take_any(id) {
-            self.pool.settle(buf.finish(0));
-            id = at;
-        }
-        while let Some(buf) = self.arrived.pop_front() {
-            self.pool.settle(buf.finish(0));
-        }
+        self.reclaim();
         let mut from = 0;
         while let Some(buf) = self.held.take_any(&mut from) {
             if buf.owner() == self.copies.owner() {

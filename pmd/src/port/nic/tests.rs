@@ -359,3 +359,133 @@ fn what_the_device_cannot_is_done_for_it() {
     let lens = bench.fake.get(|inner| inner.has.iter().map(|p| p.2.len()).collect::<Vec<_>>());
     assert_eq!(lens, [1454, 1454, 254]);
 }
+
+/// The rings of each start.
+type Starts = Arc<Mutex<Vec<Vec<Fake>>>>;
+
+/// A chip whose rings are fakes, new ones with each start.
+struct FakeChip {
+    starts: Starts,
+    refuses: bool,
+}
+
+impl Chip for FakeChip {
+    type Rings = Fake;
+
+    fn about(&self) -> About {
+        About { driver: "net_fake", queues: 2, max_frame: 9018 }
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        [2, 0, 0, 0, 0, 1]
+    }
+
+    fn start(&mut self, setup: &Setup) -> Result<Vec<Fake>, NicError> {
+        let mut starts = self.starts.lock().unwrap();
+        if self.refuses && !starts.is_empty() {
+            return Err(NicError::Late("leave reset", 100));
+        }
+        starts.push((0..setup.queues).map(|_| Fake::default()).collect());
+        Ok(starts.last().unwrap().clone())
+    }
+
+    fn stop(&mut self) {}
+
+    fn link(&self) -> (bool, u32) {
+        (true, 1000)
+    }
+
+    fn counters(&mut self) -> Vec<(&'static str, u64)> {
+        vec![("resets", self.starts.lock().unwrap().len() as u64)]
+    }
+}
+
+/// A started port of two queues, and the fakes behind it.
+fn port(refuses: bool) -> (Nic<FakeChip>, Vec<Box<dyn Queue>>, Starts) {
+    let starts = Starts::default();
+    let chip = FakeChip { starts: Arc::clone(&starts), refuses };
+    let config = Config { copy_break: 0, backing: BASE, ..Config::default() };
+    let shared = Shared::new("nic", None).unwrap();
+    let mut port = Nic::new("nic", chip, shared, config).unwrap();
+    let queues = port.start(2).unwrap();
+    (port, queues, starts)
+}
+
+/// Packets of one buffer on their way through both queues, half a ring each.
+fn send_half(guest: &Lender, queues: &mut [Box<dyn Queue>]) {
+    for (i, queue) in queues.iter_mut().enumerate() {
+        let mut batch = Batch::default();
+        for n in 0..RING / 2 {
+            batch.push(guest.lend(0, 600, i as u16 * RING + n).unwrap());
+        }
+        assert_eq!(queue.tx(&mut batch), usize::from(RING / 2));
+    }
+}
+
+fn reap_all(guest: &Lender, queues: &mut [Box<dyn Queue>]) {
+    for queue in queues {
+        let mut loans = Batch::default();
+        queue.reap(&mut loans);
+        while let Some(loan) = loans.pop_front() {
+            guest.settle(loan);
+        }
+    }
+}
+
+#[test]
+fn a_device_that_hangs_is_started_anew_and_loses_no_buffer() {
+    let (mut port, mut queues, starts) = port(false);
+    let guest = Lender::new(Table::of(Map::shared(1 << 20, BASE).unwrap()));
+    for round in 1..=3 {
+        send_half(&guest, &mut queues);
+        assert_eq!(guest.out(), u32::from(RING));
+        // The first queue says nothing for too long; the other one's packets are gone with the reset.
+        let began = Instant::now();
+        while starts.lock().unwrap().len() == round || !port.link().up || guest.out() > 0 {
+            reap_all(&guest, &mut queues);
+            assert!(began.elapsed() < Duration::from_secs(20), "round {round}: {} out", guest.out());
+        }
+        // What the dead generation completes is heard by nobody.
+        starts.lock().unwrap()[round - 1].iter().for_each(|fake| fake.complete(|_| 0));
+        let began = Instant::now();
+        let posted = |i: usize| starts.lock().unwrap()[round][i].get(|inner| inner.empty.len());
+        while posted(0) < usize::from(RING) || posted(1) < usize::from(RING) {
+            reap_all(&guest, &mut queues);
+            assert!(began.elapsed() < Duration::from_secs(20), "new rings are filled");
+        }
+    }
+    assert_eq!(queues.iter().map(|q| q.held() + q.lent()).sum::<u32>(), 0);
+    assert!(port.xstats().contains(&("hw_resets".to_owned(), 4)));
+    port.stop(queues).unwrap();
+    assert!(!port.link().up);
+}
+
+#[test]
+fn a_device_that_is_removed_stays_stopped() {
+    let (mut port, mut queues, starts) = port(false);
+    let guest = Lender::new(Table::of(Map::shared(1 << 20, BASE).unwrap()));
+    send_half(&guest, &mut queues);
+    port.shared.removal.signal();
+    let began = Instant::now();
+    while guest.out() > 0 {
+        reap_all(&guest, &mut queues);
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+    assert!(!port.link().up && starts.lock().unwrap().len() == 1);
+    // Its port can still be closed.
+    port.stop(queues).unwrap();
+}
+
+#[test]
+fn a_device_that_does_not_start_again_stays_stopped() {
+    let (mut port, mut queues, _) = port(true);
+    let guest = Lender::new(Table::of(Map::shared(1 << 20, BASE).unwrap()));
+    send_half(&guest, &mut queues);
+    let began = Instant::now();
+    while guest.out() > 0 {
+        reap_all(&guest, &mut queues);
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+    assert!(!port.link().up);
+    port.stop(queues).unwrap();
+}
