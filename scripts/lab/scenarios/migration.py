@@ -142,6 +142,68 @@ def moved(name, device, full=False):
     netns.close()
 
 
+def moved_before_its_memory(name, device):
+    """A guest goes on at its new place before its memory has come; it and the device wait for pages as they need them."""
+    netns = Namespace()
+    first, second, uri = (run_dir() / f for f in ("vm0.sock", "vm1.sock", "migration.sock"))
+    pmd = hotring("testpmd", [f"vhost0,iface={first},postcopy-support=1", "tap0,iface=tap0,mac=02:00:00:00:00:01",
+                              f"vhost1,iface={second},postcopy-support=1", "tap1,iface=tap1,mac=02:00:00:00:00:02"],
+                  ["--forward-mode=io"], netns=netns.name)
+    pmd.cmd("start")
+    netns.run("ip link add br0 type bridge; ip link set br0 up; for t in tap0 tap1; do "
+              "ip link set $t master br0; ip link set $t up; done")
+    netns.address("br0", f"{HOST}/24")
+    source = Guest(f"{name}-source", first, device).up()
+    source.address(f"{GUEST}/24")
+    ping(source, HOST)
+    peer = netns.spawn([sys.executable, "-c", BOTH, HOST, CHUNK, CHUNKS], "peer")
+    peer.expect("listening")
+    target = Guest(f"{name}-target", second, device, extra=["-incoming", "defer"])
+    for qemu in source, target:
+        qemu.qmp.command("migrate-set-capabilities", capabilities=[{"capability": "postcopy-ram", "state": True}])
+    target.qmp.command("migrate-incoming", uri=f"unix:{uri}")
+    # Memory that is looked at only afterwards: its pages come late.
+    source.sh("dd if=/dev/urandom of=/tmp/still bs=1M count=48 2>/dev/null; sha256sum /tmp/still > /tmp/sum; cat /tmp/sum")
+    source.sh(f"dd if=/dev/urandom of=/tmp/f bs={CHUNK} count={CHUNKS} 2>/dev/null; sha256sum /tmp/f > /tmp/sent")
+    source.sh(f"(nc {HOST} 5200 < /dev/null | sha256sum > /tmp/taken) & (nc {HOST} 5201 < /tmp/f) &")
+    time.sleep(1)
+    source.qmp.command("migrate-set-parameters", **{"max-bandwidth": 4 << 20, "max-postcopy-bandwidth": 24 << 20})
+    source.qmp.command("migrate", uri=f"unix:{uri}")
+    time.sleep(1)
+    source.qmp.command("migrate-start-postcopy")
+    end, seen = time.monotonic() + 90, set()
+    while True:
+        state = source.qmp.command("query-migrate")
+        seen.add(state.get("status"))
+        if state.get("status") in ("completed", "failed", "cancelled", "postcopy-paused"):
+            break
+        check(time.monotonic() < end, f"post-copy does not end: {state}")
+        time.sleep(0.02)
+    check(state["status"] == "completed" and "postcopy-active" in seen, f"migration {seen}, {state}")
+    source.process.kill()
+    check("OK" in target.sh("sha256sum -c /tmp/sum", 90), "memory that came late differs")
+    target.sh("while ! [ -s /tmp/taken ]; do sleep 0.1; done", 90)
+    sums = peer.expect(r"(sent|taken) \w+\s+(sent|taken) \w+\s", 90)
+    sent, taken = (re.search(rf"{what} (\w+)", sums).group(1) for what in ("sent", "taken"))
+    sums = target.sh("cat /tmp/taken /tmp/sent")
+    check(sent in sums and taken in sums, f"sent {sent}, taken {taken}, in the guest: {sums}")
+    ram = state["ram"]
+    figure(f"{name}: {state['total-time']} ms, {ram.get('postcopy-requests', 0)} pages asked for, downtime {state['downtime']} ms; "
+           f"{CHUNK * CHUNKS >> 20} MiB each way unharmed; ping {ping(target, HOST):.2f} ms")
+    target.off()
+    pmd.cmd("stop")
+    pmd.quit()
+    netns.close()
+
+
+@scenario(need, seconds=180, full_seconds=300)
+def post_copy(full):
+    """A guest moves before its memory does, under TCP both ways: every byte arrives, and so does memory that nobody touched."""
+    moved_before_its_memory("post-copy", "")
+    if full:
+        moved_before_its_memory("post-copy-packed", "packed=on")
+
+
 @scenario(need, seconds=120, full_seconds=300)
 def migration(full):
     """A guest moves between two QEMUs under TCP both ways, split and packed: all of its memory, no byte lost."""
