@@ -12,7 +12,7 @@
 //! - `memory`: files that shrink
 //! - `rings`: T, the rings
 //! - `race`: T9, rings that change while they are read
-//! - `migration`: L, logs and records
+//! - `soak`: any of these, one after the other, for as long as one likes
 
 mod front;
 mod guest;
@@ -21,3 +21,4 @@ mod memory;
 mod messages;
 mod race;
 mod rings;
+mod soak;

@@ -11,17 +11,17 @@ use crate::guest::{FORMS, FRAMES, GUEST, Guest, MEMORY, NUM};
 use crate::house::House;
 
 /// xorshift64*: no dependence on anything, and the same each time.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn throw(&mut self) -> u64 {
+    pub(crate) fn throw(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(crate) fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[(self.throw() >> 33) as usize % all.len()]
     }
 }
@@ -54,7 +54,7 @@ fn desc(dice: &mut Dice, packed: bool) -> Desc {
 }
 
 /// Writes one word somewhere, as a second core of the guest would.
-fn disturb(dice: &mut Dice, raw: &[Raw; 2], words: &hugepages::Window<u16>, packed: bool) {
+pub(crate) fn disturb(dice: &mut Dice, raw: &[Raw; 2], words: &hugepages::Window<u16>, packed: bool) {
     let ring = &raw[(dice.throw() >> 63) as usize];
     let i = (dice.throw() >> 40) as u16 % NUM;
     match dice.throw() >> 61 {
