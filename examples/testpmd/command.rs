@@ -18,6 +18,7 @@ pub(crate) enum Verb {
     ShowPort,
     ShowForward,
     ShowConfig,
+    ShowLimits,
     ShowRings,
     ShowVhost,
     ClearPort,

@@ -267,6 +267,10 @@ impl Session {
                 app.show_config(words[0]);
                 Ok(())
             }
+            Verb::ShowLimits => {
+                app.show_limits();
+                Ok(())
+            }
             Verb::ShowRings => app.show_rings(),
             Verb::ShowVhost => {
                 app.show_vhost();

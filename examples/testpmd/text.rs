@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod forward;
 pub(crate) mod json;
+pub(crate) mod limits;
 pub(crate) mod packets;
 pub(crate) mod port;
 

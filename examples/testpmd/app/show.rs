@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::{App, Outcome, rate, say, total};
 use crate::text::json::{Line, Port};
+use crate::text::limits::limits;
 use crate::text::port::{self as text, About};
 use crate::text::{config, mac};
 
@@ -91,6 +92,11 @@ impl App {
             }
             _ => config::txpkts(&self.options.txpkts),
         });
+    }
+
+    /// `show limits`: how much peers can make of anything.
+    pub(crate) fn show_limits(&self) {
+        say(&limits(self.all().len()));
     }
 
     /// `show rings`: where the buffers of every queue are, and what its core does.

@@ -73,6 +73,12 @@ pub(super) const COMMANDS: &[Command] = &[
         "Clear statistics for all fwd engines.",
     ),
     command(
+        ShowLimits,
+        Section::Display,
+        &[Is("show"), Is("limits")],
+        "Display how much peers can make of anything, and how much there is.",
+    ),
+    command(
         ShowRings,
         Section::Display,
         &[Is("show"), Is("rings")],

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Lines a second.
-pub(crate) const LINES: u32 = 16;
+/// Lines that each subject of a port may put into the log in a second.
+pub const LINES: u32 = 16;
 
 /// Lines about one thing that a peer can cause any number of, and writing them is our time: [`LINES`] a
 /// second are said, the others counted.

@@ -20,7 +20,7 @@ use super::session::{Offer, Session};
 use super::wire::{Received, Wire, WireError};
 
 /// Messages served for one port before the others have their turn.
-const MESSAGES_A_TURN: usize = 32;
+pub const MESSAGES_A_TURN: usize = 32;
 /// Connections accepted or refused for one port before the others have their turn.
 const ACCEPTS_A_TURN: usize = 8;
 /// How long no connection is accepted after accepting failed (descriptors have run out).

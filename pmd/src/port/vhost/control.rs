@@ -29,7 +29,7 @@ use crate::vring::record;
 use crate::vring::{AnyVring, RingLayout, Vring, Way};
 
 /// How long one message may wait for rings to come home, all of them together; and how long all messages of
-/// a port may in [`PATIENCE_PERIOD`], since other ports wait with them.
+/// a port may wait in vain in [`PATIENCE_PERIOD`], since other ports wait with them.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A port that has used up its patience gets it back after so long.
 const PATIENCE_PERIOD: Duration = Duration::from_secs(20);
@@ -63,7 +63,7 @@ impl Patience {
         PATIENCE.saturating_sub(self.spent)
     }
 
-    /// It was waited so long.
+    /// It was waited so long in vain.
     fn spend(&mut self, waited: Duration) {
         self.spent += waited;
     }
@@ -289,7 +289,9 @@ impl Control {
             };
             all = all.and(gone).and(home);
         }
-        self.patience.spend(since.elapsed());
+        if all.is_err() {
+            self.patience.spend(since.elapsed());
+        }
         all
     }
 
@@ -349,7 +351,9 @@ impl Control {
                 all = Err(late(stuck));
             }
         }
-        self.patience.spend(since.elapsed());
+        if all.is_err() {
+            self.patience.spend(since.elapsed());
+        }
         all
     }
 
@@ -431,14 +435,17 @@ impl Control {
         for ring in out.clone() {
             self.door(ring).order(side(ring), self.commands.orders(ring));
         }
+        let patience = self.patience.left(since);
         let mut all = Ok(());
         for ring in out {
-            let left = PATIENCE.saturating_sub(since.elapsed());
+            let left = patience.saturating_sub(since.elapsed());
             if let Err(stuck) = self.door(ring).obeys(side(ring), left) {
                 all = Err(late(stuck));
             }
         }
-        self.patience.spend(since.elapsed());
+        if all.is_err() {
+            self.patience.spend(since.elapsed());
+        }
         all
     }
 
@@ -608,7 +615,9 @@ impl Host for Control {
             }
             bases.push(home.map(|home| home.ring.base()));
         }
-        self.patience.spend(since.elapsed());
+        if bases.iter().any(Result::is_err) {
+            self.patience.spend(since.elapsed());
+        }
         // A front-end whose device is stopped tells no more what is nowhere.
         if !self.rings.iter().any(|place| matches!(place, Place::Running | Place::Waiting)) {
             self.iommu.clear();
