@@ -124,11 +124,11 @@ class Inside:
         guest.detach(f"chroot /host {words} < /tmp/{name}.in > /tmp/{name}.out 2>&1; echo ended with $? >> /tmp/{name}.out")
         self._prompt(0, timeout_s)
 
-    def _prompt(self, size, timeout_s):
+    def _prompt(self, size, timeout_s, n=1):
         end = time.monotonic() + timeout_s
         while True:
             text = self.guest.sh(f"tail -c +{size + 1} /tmp/{self.name}.out", must=False)
-            if "testpmd>" in text:
+            if text.count("testpmd>") >= n:
                 return text
             check("ended with" not in text and time.monotonic() < end, f"{self.name} in the guest: {text[-1500:]}")
             time.sleep(0.1)
@@ -137,6 +137,18 @@ class Inside:
         size = int(self.guest.sh(f"stat -c %s /tmp/{self.name}.out"))
         self.guest.sh(f"echo {shlex.quote(line)} > /tmp/{self.name}.in")
         return self._prompt(size, timeout_s)
+
+    def cmds(self, lines, timeout_s=60):
+        """Many commands; what they print."""
+        size = int(self.guest.sh(f"stat -c %s /tmp/{self.name}.out"))
+        text = "\\n".join(lines)
+        self.guest.sh(f"printf '{text}\\n' > /tmp/{self.name}.in")
+        return self._prompt(size, timeout_s, len(lines))
+
+    def holds(self):
+        """Descriptors and mappings that it has."""
+        text = self.guest.sh("p=$(pidof testpmd); ls /proc/$p/fd | wc -l; wc -l < /proc/$p/maps")
+        return [int(n) for n in text.split()]
 
     def quit(self, timeout_s=20):
         self.guest.sh(f"echo quit > /tmp/{self.name}.in")

@@ -5,8 +5,8 @@ import struct
 import time
 
 import frames
-from nics import Inside, NicGuest, pump
-from place import check, figure, need_guests
+from nics import WINDOW, Inside, NicGuest, pump
+from place import ROOT, check, figure, need_guests, run_dir, sh
 from scenario import scenario
 from testpmd import binary
 
@@ -22,7 +22,8 @@ def both_ways(guest, count, sizes, seed=0):
     for a, b in ((0, 1), (1, 0)):
         sent = [frames.frame(i, size, seed + a) for i, size in enumerate(frames.sizes(sizes, count))]
         began = time.monotonic()
-        got = pump(guest.wires[a], guest.wires[b], sent)
+        # A long frame takes up to six descriptors, of 256 that a ring of a virtio device has.
+        got = pump(guest.wires[a], guest.wires[b], sent, window=24 if sizes[1] > 1514 else WINDOW)
         rates.append(len(got) / (time.monotonic() - began))
         wrong = frames.difference(sent, got)
         check(wrong is None, f"wire {a} to {b}, sizes {sizes}: {wrong}; {guest.faults()}")
@@ -42,6 +43,9 @@ def nic(model, full, queues=1, mtu=9000):
         spread(guest, pmd, queues)
     link(guest, pmd)
     restart(guest, pmd)
+    reopen(pmd, nics[0], 100 if full else 10)
+    if model == "igb":
+        remove(guest, pmd)
     pmd.cmd("stop")
     pmd.quit()
     figure(f"{model}: {', '.join(f'{r:.0f}' for r in rates)} frames/s of 60 to 1514 B each way; "
@@ -126,6 +130,34 @@ def nic_vmxnet3(full):
     nic("vmxnet3", full)
 
 
+def reopen(pmd, address, times):
+    """A device is closed and opened again and again; nothing of it stays."""
+    pmd.cmd("stop")
+    numbers = [0, *range(2, times + 3)]  # a port that is attached gets the next number
+    rounds = [[f"port stop {old}", f"port close {old}", f"port attach {address}", f"port start {new}"]
+              for old, new in zip(numbers, numbers[1:])]
+    pmd.cmds(rounds[0])
+    before = pmd.holds()
+    said = pmd.cmds([line for lines in rounds[1:] for line in lines], 30 + 2 * times)
+    check(said.count("is attached") == times and "rror" not in said, f"reopened {said.count('is attached')} times: {said[-900:]}")
+    after = pmd.holds()
+    check(after[0] <= before[0] and after[1] <= before[1] + 8, f"descriptors and mappings grew from {before} to {after}")
+
+
+def remove(guest, pmd):
+    """The second device is pulled out of its slot: its port says so, and the device is free once the port is closed."""
+    guest.qmp.command("device_del", id="nic1")
+    end = time.monotonic() + 20
+    while "being removed" not in guest.sh(f"cat /tmp/{pmd.name}.out"):
+        check(time.monotonic() < end, "nobody heard that the device is to go")
+        time.sleep(0.3)
+    check(not up(pmd, 1), "the link of a device that is being removed is up")
+    pmd.cmds(["port stop 1", "port close 1"])
+    while "0000:02:00.0" in guest.sh("ls /sys/bus/pci/devices"):
+        check(time.monotonic() < end + 10, "the device is still there")
+        time.sleep(0.3)
+
+
 def counter(pmd, port, name):
     """One of a port's further counters."""
     text = pmd.cmd(f"show port xstats {port}")
@@ -172,3 +204,48 @@ def nic_zero_copy(full):
     back.cmd("stop")
     back.quit()
     guest.off()
+
+
+@scenario(lambda: None, seconds=30)
+def nic_bind(full):
+    """scripts/bind names NICs, drivers and groups, and takes no interface that carries the default route."""
+    root = run_dir() / "bind"
+    pci, net = root / "sys/bus/pci", root / "proc/net"
+    net.mkdir(parents=True)
+    (net / "route").write_text("Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n"
+                               "eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\n"
+                               "eth1\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\n")
+    (net / "ipv6_route").write_text("")
+    (pci / "drivers/vfio-pci").mkdir(parents=True)
+    for address, name, group in (("0000:01:00.0", "eth0", 7), ("0000:01:00.1", "eth1", 7), ("0000:02:00.0", "", 8)):
+        device = pci / "devices" / address
+        (device / "net" / name).mkdir(parents=True)
+        for file, text in (("class", "0x020000"), ("vendor", "0x8086"), ("device", "0x10d3"), ("driver_override", "")):
+            (device / file).write_text(text + "\n")
+        (root / f"sys/kernel/iommu_groups/{group}/devices").mkdir(parents=True, exist_ok=True)
+        (root / f"sys/kernel/iommu_groups/{group}/devices/{address}").symlink_to(device)
+        (device / "iommu_group").symlink_to(root / f"sys/kernel/iommu_groups/{group}")
+        driver = pci / "drivers" / ("e1000e" if name else "vfio-pci")
+        driver.mkdir(exist_ok=True)
+        (device / "driver").symlink_to(driver)
+
+    def run(words):
+        env = f"HOTRING_SYSFS={root}/sys HOTRING_PROC={root}/proc"
+        return sh(f"{env} {ROOT}/scripts/bind {words}", must=False)
+
+    status = run("status")
+    check(re.search(r"01:00\.0 +8086:10d3 +e1000e +7 +eth0 +default route", status) and
+          re.search(r"01:00\.1 +8086:10d3 +e1000e +7 +eth1 *$", status, re.M) and
+          re.search(r"02:00\.0 +8086:10d3 +vfio-pci +8 +-", status), f"status: {status}")
+    taken = pci / "drivers/e1000e/unbind"
+    for word in ("eth0", "01:00.0", "0000:01:00.0"):
+        for command in ("unbind", "bind vfio-pci"):
+            said = run(f"{command} {word}")
+            check("default route" in said and "--force" in said and not taken.exists(), f"{command} {word}: {said}")
+    run("unbind eth1")
+    check(taken.read_text() == "0000:01:00.1\n", "eth1 was not taken from its driver")
+    run("unbind eth0 --force")
+    check(taken.read_text() == "0000:01:00.0\n", "--force did not take eth0")
+    check("already" in run("bind vfio-pci 02:00.0"), "a device that is bound is bound again")
+    check("no PCI device" in run("bind vfio-pci eth9"), "an interface that is not there")
+    figure("three NICs named, six attempts on the default route refused")
