@@ -56,6 +56,11 @@ impl Asked {
         self.waiting.push_back(ask);
     }
 
+    /// Whether some wait for the replies to others.
+    pub(super) fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// The bytes of what can be sent now. With `reply`, the front-end is to say how each ended.
     pub(super) fn send(&mut self, reply: bool) -> Vec<u8> {
         let mut bytes = Vec::new();

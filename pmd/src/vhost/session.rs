@@ -164,7 +164,9 @@ impl Session {
     /// What is to be sent on the channel for our own requests now; to be asked after every message, and when
     /// the host may have something to ask.
     pub fn requests(&mut self, host: &mut dyn Host) -> Vec<u8> {
-        host.asks().into_iter().for_each(|ask| self.asked.push(ask));
+        if !self.asked.waits() {
+            host.asks().into_iter().for_each(|ask| self.asked.push(ask));
+        }
         self.asked.send(self.protocol & PROTOCOL_F_REPLY_ACK != 0)
     }
 

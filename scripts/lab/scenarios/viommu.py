@@ -29,6 +29,8 @@ def behind(name, iommu, append, device="", key="", seconds=2):
     check(ACCESS_PLATFORM in guest.features(), f"features agreed on are {sorted(guest.features())}")
     check("packed" not in device or PACKED in guest.features(), "no packed ring")
     kinds = guest.sh("cat /sys/kernel/iommu_groups/*/type | sort | uniq -c")
+    # What the kernel has to say must not come between what commands print.
+    guest.sh("dmesg -n 1")
     guest.address(f"{GUEST}/24")
     small = ping(guest, HOST, count=40)
     out = netns.run(f"busybox ping -c 40 -i 0.05 -W 3 {GUEST}")
@@ -41,6 +43,8 @@ def behind(name, iommu, append, device="", key="", seconds=2):
         check(tcp > 0.1, f"TCP {way} moves only {tcp:.2f} Mbit/s")
         words.append(f"TCP {way} {tcp:.0f} Mbit/s")
     transfer(guest, netns, 4)
+    faults = guest.sh("dmesg | grep 'fault addr' | head -3", must=False)
+    check(not faults, f"the device asked for what the guest had taken back: {faults}")
     figure(f"{name} ({' '.join(kinds.split())}): ping {small:.2f} ms, none of 80 lost; {', '.join(words)}; files agree")
     guest.off()
     pmd.cmd("stop")

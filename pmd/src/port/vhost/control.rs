@@ -34,6 +34,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A port that has used up its patience gets it back after so long.
 const PATIENCE_PERIOD: Duration = Duration::from_secs(20);
 
+/// How long an `INVALIDATE` waits at the least, longer than packets are parked: what it is refused for may be
+/// accessed after all.
+const LEAST_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Where a ring is, as far as the control side knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -262,7 +266,9 @@ impl Control {
     /// [`Host::invalidate`].
     fn forget(&mut self, range: (u64, u64)) -> Result<(), HostError> {
         let since = Instant::now();
-        let patience = self.patience.left(since);
+        // A guest takes back thousands of addresses a second, and each waits for a turn of a core: only waits
+        // in vain count against what other ports bear.
+        let patience = self.patience.left(since).max(LEAST_PATIENCE);
         let rings = 0..self.rings.len() as u16;
         let running = |control: &Control, ring: u16| {
             let at = usize::from(ring);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::herald::Herald;
+use super::iommu::MAX_ASKS;
 use super::orders::Orders;
 use super::queue::{Events, Ring};
 use crate::batch::Batch;
@@ -350,7 +351,12 @@ impl Inside {
     /// Says something about I/O addresses to the control side.
     pub(super) fn want(&self, wants: &mut Vec<Want>) {
         let Some(caller) = &self.0.caller else { return wants.clear() };
-        self.0.lock().wants.append(wants);
+        let mut board = self.0.lock();
+        if board.wants.len() < MAX_ASKS {
+            board.wants.append(wants);
+        }
+        wants.clear();
+        drop(board);
         caller.call();
     }
 

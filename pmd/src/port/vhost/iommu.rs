@@ -12,6 +12,9 @@ use crate::spec::virtio as v;
 use crate::vhost::{Ask, HostError, RingSetup};
 use crate::vring::iotlb::{Entry, Iotlb, Miss, PAGE, Want};
 
+/// What may wait to be asked; a front-end can take back and again what it told, and listen to nothing.
+pub(super) const MAX_ASKS: usize = 4096;
+
 /// What is known of a guest's IOMMU.
 #[derive(Default)]
 pub(super) struct Iommu {
@@ -89,10 +92,12 @@ impl Iommu {
 
     /// What a ring says.
     pub(super) fn want(&mut self, want: Want) {
-        self.asks.push(match want {
-            Want::Translation(Miss { iova, perm }) => Ask::Miss { iova, perm },
-            Want::Denied(Miss { iova, perm }) => Ask::AccessFail { iova, perm },
-        });
+        if self.asks.len() < MAX_ASKS {
+            self.asks.push(match want {
+                Want::Translation(Miss { iova, perm }) => Ask::Miss { iova, perm },
+                Want::Denied(Miss { iova, perm }) => Ask::AccessFail { iova, perm },
+            });
+        }
     }
 
     /// What the front-end is to be asked.
@@ -112,7 +117,7 @@ impl Iommu {
                     pages.insert(page);
                 } else {
                     known = false;
-                    if self.asked.insert((page, perm)) {
+                    if self.asks.len() < MAX_ASKS && self.asked.insert((page, perm)) {
                         self.asks.push(Ask::Miss { iova: page, perm });
                     }
                 }
@@ -147,4 +152,73 @@ fn goes_on(last: &Region, next: &Region) -> bool {
         && last.user + last.len == next.user
         && Arc::ptr_eq(&last.map, &next.map)
         && last.at as u64 + last.len == next.at as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::vhost_user::VringAddr;
+    use crate::vhost::Signals;
+
+    fn setup(at: u64, num: u16, features: u64) -> RingSetup {
+        let addr = VringAddr {
+            descriptors: at,
+            available: at + 0x10_0000,
+            used: at + 0x20_0000,
+            ..VringAddr::default()
+        };
+        RingSetup { index: 0, features, num, addr, base: 0, signals: Signals::default() }
+    }
+
+    fn message(iova: u64, size: u64, perm: u8) -> IotlbMsg {
+        IotlbMsg { iova, size, perm, ..IotlbMsg::default() }
+    }
+
+    #[test]
+    fn odd_translations_are_refused() {
+        for (iova, size, perm) in [
+            (0, 0, 1),
+            (1, PAGE, 1),
+            (0, 1, 1),
+            (0, PAGE, 0),
+            (0, PAGE, 4),
+            (0u64.wrapping_sub(PAGE), 2 * PAGE, 1),
+            (0, PAGE, 1),
+        ] {
+            let refused = entry(&message(iova, size, perm), None);
+            assert!(matches!(refused, Err(HostError::Translation { .. })), "{iova:#x} {size:#x} {perm}");
+        }
+    }
+
+    #[test]
+    fn a_range_without_a_size_has_no_end() {
+        assert_eq!(range(&message(0, 0, 0)), (0, u64::MAX));
+        assert_eq!(range(&message(PAGE, PAGE, 0)), (PAGE, 2 * PAGE - 1));
+        assert_eq!(range(&message(2 * PAGE, u64::MAX, 0)), (2 * PAGE, u64::MAX));
+        let ring = setup(0x1000, 256, 0);
+        assert!(touches(&ring, (0x1fff, 0x1fff)) && !touches(&ring, (0x2000, 0x10_0fff)));
+        assert!(touches(&ring, (0x20_1000 + 6 + 8 * 256 - 1, u64::MAX)));
+        assert!(!touches(&ring, (0x20_1000 + 6 + 8 * 256, u64::MAX)));
+    }
+
+    #[test]
+    fn a_front_end_that_takes_back_again_and_again_makes_nothing_grow() {
+        let mut iommu = Iommu::default();
+        let memory = Table::new(Vec::new()).unwrap();
+        for features in [0, v::F_RING_PACKED] {
+            let ring = setup(0x1000, 4096, features);
+            for _ in 0..1000 {
+                assert!(iommu.areas(&ring, &memory).is_none());
+                iommu.remove((0, u64::MAX));
+                iommu.want(Want::Translation(Miss { iova: 0, perm: READ }));
+            }
+        }
+        assert_eq!(iommu.asks().len(), MAX_ASKS);
+        assert!(iommu.areas(&setup(0x1000, 256, 0), &memory).is_none());
+        // Pages of descriptors, of the available ring, of the used ring; each once.
+        let asks = iommu.asks();
+        let miss = |iova, perm| Ask::Miss { iova, perm };
+        assert_eq!(asks, [miss(0x1000, READ), miss(0x10_1000, READ), miss(0x20_1000, WRITE)]);
+        assert!(iommu.areas(&setup(0x1000, 256, 0), &memory).is_none() && iommu.asks().is_empty());
+    }
 }
