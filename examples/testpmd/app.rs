@@ -78,7 +78,8 @@ impl App {
     /// # Errors
     /// When one cannot be made or started.
     pub(crate) fn open(&mut self) -> Result<(), Error> {
-        for vdev in self.options.vdevs.clone() {
+        let dpdk = self.options.dpdk.clone().map_or(Ok(Vec::new()), |args| self.maker.dpdk(&args))?;
+        for vdev in self.options.vdevs.clone().into_iter().chain(dpdk) {
             self.add(vdev)?;
         }
         self.start_ports(&self.all()).map_err(Error::Usage)

@@ -84,6 +84,10 @@ pub(crate) struct Options {
     #[arg(help = "A port: KIND<N>,key=value,... (kinds below); again for each further port")]
     pub(crate) vdevs: Vec<Vdev>,
 
+    /// DPDK's devices as ports: arguments of its EAL, as "-a 0000:01:00.0" or "--no-pci --vdev net_af_xdp0,iface=eth0"
+    #[arg(long, value_name = "ARGUMENTS", allow_hyphen_values = true)]
+    pub(crate) dpdk: Option<String>,
+
     /// Cores, as 0,2-3 or 0@4,1@5 (lcore@cpu): the first for the prompt, the others forward
     #[arg(short = 'l', long, value_name = "CORES", value_parser = cores::parse)]
     pub(crate) lcores: Option<cores::List>,

@@ -76,7 +76,10 @@ fn run() -> Result<(), Error> {
     // A front-end that truncates its memory ends its own port and no other.
     hugepages::sigbus::install().map_err(Error::io("handler of SIGBUS"))?;
     let events = Events::new()?;
-    let asked = !options.vdevs.is_empty() || options.interactive || options.cmdline_file.is_some();
+    let asked = !options.vdevs.is_empty()
+        || options.dpdk.is_some()
+        || options.interactive
+        || options.cmdline_file.is_some();
     if !asked {
         // The guests share a core with the prompt, which is not there, unless there is one to spare.
         let guests = lcores.get(usize::from(options.nb_cores)).copied().or(main_core);

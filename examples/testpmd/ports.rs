@@ -42,6 +42,7 @@ impl Maker {
             "nic" => nic::new(name, vdev.text("pci").unwrap_or_default(), self.nic(vdev, options))?,
             "tap" => Box::new(tap::Tap::new(name, self.tap(vdev))?),
             "af_xdp" => Box::new(afxdp::Afxdp::new(name, self.afxdp(vdev)?)?),
+            "dpdk" => self.dpdk_port(vdev, options)?,
             "pcap" => Box::new(pcap::Pcap::new(name, self.pcap(vdev))?),
             "vhost" => {
                 let server = match self.server.take() {
@@ -73,6 +74,59 @@ impl Maker {
             port = Box::new(gro::Gro::around(port, self.backing));
         }
         Ok(port)
+    }
+
+    /// Starts DPDK with these arguments: a port for each device that it has found.
+    ///
+    /// # Errors
+    /// What DPDK refuses; or when this testpmd was built without it.
+    #[cfg(feature = "dpdk")]
+    pub(crate) fn dpdk(&mut self, args: &str) -> Result<Vec<Vdev>, Error> {
+        use pmd::port::dpdk;
+        dpdk::init(&args.split_whitespace().map(str::to_owned).collect::<Vec<_>>())?;
+        let found = dpdk::ports();
+        if found.is_empty() {
+            return Err(Error::Usage(format!("--dpdk {args}: DPDK has found no device")));
+        }
+        let vdev = |(i, (_, name)): (usize, (u16, String))| Vdev::parse(&format!("dpdk{i},device={name}"));
+        found.into_iter().enumerate().map(vdev).collect()
+    }
+
+    /// A testpmd without DPDK says how to have one.
+    #[cfg(not(feature = "dpdk"))]
+    pub(crate) fn dpdk(&mut self, _: &str) -> Result<Vec<Vdev>, Error> {
+        Err(without_dpdk("--dpdk"))
+    }
+
+    #[cfg(feature = "dpdk")]
+    fn dpdk_port(&self, vdev: &Vdev, options: &Options) -> Result<Box<dyn Port>, Error> {
+        use pmd::port::dpdk;
+        let device = vdev.text("device").unwrap_or_default();
+        let found = dpdk::ports();
+        let Some(&(id, _)) = found.iter().find(|(_, name)| name == device) else {
+            let names: Vec<_> = found.iter().map(|(_, name)| name.as_str()).collect();
+            let known = if names.is_empty() { "none: start it by --dpdk".into() } else { names.join(", ") };
+            return Err(Error::Usage(format!(
+                "--vdev {}: DPDK has no device '{device}'; it has {known}",
+                vdev.name
+            )));
+        };
+        let default = dpdk::Config::default();
+        let ring = |given: u16, usual| if given > 0 { given } else { usual };
+        let config = dpdk::Config {
+            id,
+            rings: (ring(options.rxd, default.rings.0), ring(options.txd, default.rings.1)),
+            mtu: vdev.number("mtu").map(|n| n as u32),
+            promiscuous: vdev.flag("promisc").unwrap_or(true),
+            backing: self.backing,
+            ..default
+        };
+        Ok(Box::new(dpdk::Dpdk::new(&vdev.name, config)?))
+    }
+
+    #[cfg(not(feature = "dpdk"))]
+    fn dpdk_port(&self, vdev: &Vdev, _: &Options) -> Result<Box<dyn Port>, Error> {
+        Err(without_dpdk(&format!("--vdev {}", vdev.name)))
     }
 
     fn null(&self, vdev: &Vdev) -> null::Config {
@@ -185,6 +239,14 @@ impl Maker {
             ..tap::Config::default()
         }
     }
+}
+
+#[cfg(not(feature = "dpdk"))]
+fn without_dpdk(what: &str) -> Error {
+    Error::Usage(format!(
+        "{what}: this testpmd was built without DPDK; install libdpdk (22.11 or later) and build it by: cargo build \
+         --release --features dpdk --bin testpmd"
+    ))
 }
 
 fn vhost(vdev: &Vdev, options: &Options) -> Result<vhost::Config, Error> {

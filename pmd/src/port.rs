@@ -13,6 +13,8 @@ pub mod pcap;
 pub mod tap;
 pub mod nic;
 pub mod afxdp;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod vhost;
 pub mod virtio_user;
 pub mod watch;

@@ -21,6 +21,8 @@ PACKAGES = {
     "sysctl": "procps",
     "cc": "gcc",
     "ethtool": "ethtool",
+    "pkg-config": "pkg-config",
+    "/usr/include/dpdk/rte_ethdev.h": "libdpdk-dev",
     "tcpdump": "tcpdump",
     "tshark": "tshark",
 }

@@ -156,6 +156,18 @@ pub(crate) const KINDS: &[Kind] = &[
         meaningless: &[],
     },
     Kind {
+        name: "dpdk",
+        about: "a device of DPDK's; --dpdk makes one of each it finds",
+        keys: &[
+            key("device", Form::Text, "DPDK's name of it, as 0000:01:00.0 or net_tap0"),
+            key("promisc", Form::Flag, "0: only what is for its own address"),
+            key("mtu", Form::Number(68, 65535), "largest payload of a frame"),
+            QUEUES,
+        ],
+        required: &["device"],
+        meaningless: &[],
+    },
+    Kind {
         name: "generator",
         about: "UDP flows, numbered frame by frame, and a check of what comes back",
         keys: &[

@@ -2,8 +2,10 @@
 
 use std::sync::Once;
 
-use hugepages::{Backing, Pool};
+use hugepages::{Backing, Buf, Pool};
 
+use crate::offload::Patch;
+use crate::offload::segment::Segment;
 use crate::port::PortError;
 
 /// Frames of a queue unless told otherwise: more than any burst and ring on its way, few enough to
@@ -20,6 +22,49 @@ pub(crate) fn pool(port: &str, frames: usize, size: u32, backing: Backing) -> Re
         TOLD.call_once(|| tracing::warn!("port {port}: ordinary pages are used: {why}"));
     }
     Ok(pool)
+}
+
+/// Copies a frame into buffers of `pool`, which has as many as it takes: `headers`, then `part` of the packet in
+/// `bufs`, with `patch` stored in the packet. `each` is given every buffer, and whether more follow.
+pub(crate) fn copy(
+    pool: &mut Pool,
+    headers: &[u8],
+    bufs: &[Buf],
+    part: Segment,
+    patch: Option<Patch>,
+    mut each: impl FnMut(Buf, bool),
+) {
+    let (mut from, mut left) = (part.from, part.len);
+    let mut bufs = bufs.iter().peekable();
+    while let Some(buf) = bufs.next_if(|buf| from >= buf.len()) {
+        from -= buf.len();
+    }
+    let (mut headers, mut start) = (headers, 0);
+    while left > 0 || !headers.is_empty() {
+        let mut frame = pool.take().expect("the caller counted them");
+        let mut len = frame.write(0, headers) as u32;
+        headers = &headers[len as usize..];
+        while let Some(buf) = bufs.peek().filter(|_| left > 0 && len < frame.len()) {
+            let n = buf.copy_part(from, &mut frame, len, left);
+            (len, left, from) = (len + n, left - n, from + n);
+            if from == buf.len() {
+                bufs.next();
+                from = 0;
+            }
+        }
+        if let Some(Patch { at, bytes }) = patch {
+            for (i, byte) in (0..).zip(bytes) {
+                if let Some(off) = (at + i).checked_sub(start).filter(|&off| off < len) {
+                    let stored = frame.poke(off, byte);
+                    debug_assert!(stored, "written just now");
+                }
+            }
+        }
+        start += len;
+        frame.truncate(len);
+        frame.set_more(left > 0);
+        each(frame, left > 0);
+    }
 }
 
 /// A locally administered address made from the name: the same one in every run.

@@ -10,7 +10,7 @@ use super::FRAME;
 use crate::batch::Batch;
 use crate::offload::segment::{Segment, Segments};
 use crate::offload::{self, Patch};
-use crate::port::{Counters, Queue, drop_packet};
+use crate::port::{Counters, Queue, drop_packet, frames};
 use crate::spec::net::HDR_F_NEEDS_CSUM;
 use crate::sys::xsk::{CONTINUES, Desc, ENTRIES, Xsk};
 
@@ -175,38 +175,13 @@ impl XskQueue {
 
     /// Copies `headers` and a part of a packet into frames, and puts them into the ring.
     fn copy(&mut self, headers: &[u8], bufs: &[Buf], part: Segment, patch: Option<Patch>) {
-        let (mut from, mut left) = (part.from, part.len);
-        let mut bufs = bufs.iter().peekable();
-        while let Some(buf) = bufs.next_if(|buf| from >= buf.len()) {
-            from -= buf.len();
-        }
-        let (mut headers, mut start) = (headers, 0);
-        while left > 0 || !headers.is_empty() {
-            let mut frame = self.pool.take().expect("room() counted them");
-            let mut len = frame.write(0, headers) as u32;
-            headers = &headers[len as usize..];
-            while let Some(buf) = bufs.peek().filter(|_| left > 0 && len < FRAME) {
-                let n = buf.copy_part(from, &mut frame, len, left);
-                (len, left, from) = (len + n, left - n, from + n);
-                if from == buf.len() {
-                    bufs.next();
-                    from = 0;
-                }
-            }
-            if let Some(Patch { at, bytes }) = patch {
-                for (i, byte) in (0..).zip(bytes) {
-                    if let Some(off) = (at + i).checked_sub(start).filter(|&off| off < len) {
-                        let stored = frame.poke(off, byte);
-                        debug_assert!(stored, "written just now");
-                    }
-                }
-            }
-            start += len;
-            let options = if left > 0 { CONTINUES } else { 0 };
-            let addr = self.give(frame);
-            self.xsk.tx.put(Desc { addr, len, options });
-            self.sending += 1;
-        }
+        let XskQueue { pool, kernel, xsk, base, inside, sending, .. } = self;
+        frames::copy(pool, headers, bufs, part, patch, |frame, more| {
+            let (id, addr, len) = (usize::from(frame.id()), frame.iova() - *base, frame.len());
+            kernel[id] = Some(frame);
+            (*inside, *sending) = (*inside + 1, *sending + 1);
+            xsk.tx.put(Desc { addr, len, options: if more { CONTINUES } else { 0 } });
+        });
     }
 
     /// Descriptors of the next received packet and its bytes; `None`: it is not whole yet, or there is none.
