@@ -22,13 +22,10 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_pwrite64,
     libc::SYS_preadv2,
     libc::SYS_pwritev2,
-    libc::SYS_poll,
     libc::SYS_ppoll,
-    libc::SYS_select,
     libc::SYS_pselect6,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
-    libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_eventfd2,
     libc::SYS_io_setup,
@@ -59,23 +56,15 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_fstat,
     libc::SYS_fstatfs,
     libc::SYS_newfstatat,
+    libc::SYS_mkdirat,
     libc::SYS_statx,
-    libc::SYS_stat,
-    libc::SYS_lstat,
     libc::SYS_lseek,
     libc::SYS_ftruncate,
-    libc::SYS_readlink,
     libc::SYS_readlinkat,
     libc::SYS_getdents64,
     libc::SYS_getcwd,
-    libc::SYS_access,
     libc::SYS_faccessat2,
-    libc::SYS_mkdir,
-    libc::SYS_rmdir,
-    libc::SYS_unlink,
     libc::SYS_unlinkat,
-    libc::SYS_chmod,
-    libc::SYS_chown,
     libc::SYS_fchmodat,
     libc::SYS_fchownat,
     libc::SYS_ioctl,
@@ -123,8 +112,27 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_gettimeofday,
+];
+
+/// The older forms of some, which newer processors do without.
+#[cfg(target_arch = "x86_64")]
+const OLD_CALLS: &[libc::c_long] = &[
+    libc::SYS_poll,
+    libc::SYS_select,
+    libc::SYS_epoll_wait,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_readlink,
+    libc::SYS_access,
+    libc::SYS_mkdir,
+    libc::SYS_rmdir,
+    libc::SYS_unlink,
+    libc::SYS_chmod,
+    libc::SYS_chown,
     libc::SYS_time,
 ];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_CALLS: &[libc::c_long] = &[];
 
 /// `PR_SET_VMA`: names of anonymous memory.
 const PR_SET_VMA: u64 = 0x5356_4d41;
@@ -139,7 +147,8 @@ fn either(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, seccompiler:
 }
 
 fn program() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        CALLS.iter().chain(OLD_CALLS).map(|call| (*call, Vec::new())).collect();
     // Front-ends, and requests about interfaces.
     let families = either(0, &[libc::AF_UNIX as u64, libc::AF_INET as u64])?;
     rules.insert(libc::SYS_socket, families);
@@ -151,7 +160,8 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
         rules.insert(call, vec![SeccompRule::new(vec![plain])?]);
     }
     let denied = SeccompAction::Errno(libc::EPERM as u32);
-    let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, TargetArch::x86_64)?;
+    let machine = TargetArch::try_from(std::env::consts::ARCH)?;
+    let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, machine)?;
     filter.try_into()
 }
 

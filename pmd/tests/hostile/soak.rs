@@ -80,6 +80,8 @@ fn random_peers_come_and_go() {
     while since.elapsed() < length() {
         visit(&house, &mut dice);
         visits += 1;
+        // What was logged is kept until it is looked at.
+        house.lines(&[]);
         // What allocators keep for next time is there by then.
         if settled.is_none() && since.elapsed() > length() / 4 {
             settled = Some(resident_kib());
