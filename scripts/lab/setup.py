@@ -65,5 +65,5 @@ def ready(tests):
     if not interop:
         return
     step([ROOT / "scripts/setup"])
-    if any(t.name.startswith(("guest", "nic-")) for t in tests):
+    if any(t.name.startswith(("guest", "nic-", "uml")) for t in tests):
         step([ROOT / "scripts/lab/fetch"])

@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::net::{AddressFamily, SendFlags, send, sockopt::socket_domain};
 
 use super::aio;
 
@@ -14,20 +15,29 @@ use super::aio;
 #[derive(Debug)]
 pub(crate) struct EventFd {
     fd: Arc<OwnedFd>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
     /// Nobody else has it.
-    private: bool,
+    Private,
+    /// A peer has it, too.
+    Shared,
+    /// A unix socket, to be signalled only.
+    Socket,
 }
 
 impl EventFd {
     /// A new one of our own.
     pub(crate) fn new() -> io::Result<EventFd> {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(EventFd { fd: fd.into(), private: true })
+        Ok(EventFd { fd: fd.into(), kind: Kind::Private })
     }
 
     /// A new one that is sent to a peer, who can fill it and have it block.
     pub(crate) fn shared() -> io::Result<EventFd> {
-        Ok(EventFd { private: false, ..EventFd::new()? })
+        Ok(EventFd { kind: Kind::Shared, ..EventFd::new()? })
     }
 
     /// One that a peer sent. Anything else than an eventfd is refused: a write to a full pipe, say,
@@ -41,29 +51,25 @@ impl EventFd {
         }
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(EventFd { fd, private: false })
+        Ok(EventFd { fd, kind: Kind::Shared })
     }
 
-    /// One that a peer sent to be signalled. User-mode Linux sends a pipe: it is opened anew, so that whether
-    /// a write to it waits is our own business.
+    /// One that a peer sent to be signalled: an eventfd, or, from user-mode Linux, a unix socket. To send to a
+    /// socket waits only if the sender wants to, whatever its peer has set.
     pub(crate) fn adopt_call(fd: Arc<OwnedFd>) -> io::Result<EventFd> {
-        use std::os::fd::AsRawFd;
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        if !std::fs::read_link(&path)?.as_os_str().as_encoded_bytes().starts_with(b"pipe:[") {
-            return EventFd::adopt(fd);
+        if matches!(socket_domain(&fd), Ok(AddressFamily::UNIX)) {
+            return Ok(EventFd { fd, kind: Kind::Socket });
         }
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let pipe = rustix::fs::open(path, flags, Mode::empty())?;
-        // Nobody else has this open file.
-        Ok(EventFd { fd: Arc::new(pipe), private: true })
+        EventFd::adopt(fd)
     }
 
     /// Adds one. A counter that is full stays full, which is as good.
     pub(crate) fn signal(&self) {
-        if self.private {
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-        } else {
-            aio::signal(self.fd.as_fd());
+        let one = 1u64.to_ne_bytes();
+        match self.kind {
+            Kind::Private => drop(rustix::io::write(&self.fd, &one)),
+            Kind::Shared => aio::signal(self.fd.as_fd()),
+            Kind::Socket => drop(send(&self.fd, &one, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)),
         }
     }
 
@@ -92,16 +98,21 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "system calls")]
-    fn a_full_pipe_is_signalled_without_waiting() {
+    fn a_full_socket_is_signalled_without_waiting() {
         use std::io::Read;
-        let (mut reader, writer) = io::pipe().unwrap();
+        let (mut reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
         let call = EventFd::adopt_call(Arc::new(writer.into())).unwrap();
         (0..20_000).for_each(|_| call.signal());
-        assert_eq!(reader.read(&mut [0; 8]).unwrap(), 8);
-        let null = std::fs::File::open("/dev/null").unwrap();
-        assert!(EventFd::adopt_call(Arc::new(null.into())).is_err());
+        let mut one = [0; 8];
+        reader.read_exact(&mut one).unwrap();
+        assert_eq!(u64::from_ne_bytes(one), 1);
         drop(reader);
         call.signal();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        for other in [OwnedFd::from(udp), OwnedFd::from(null), io::pipe().unwrap().1.into()] {
+            assert!(EventFd::adopt_call(Arc::new(other)).is_err());
+        }
     }
 
     #[test]

@@ -1,0 +1,109 @@
+"""User-mode Linux on our `vhost` port: its driver's control queue is ours to serve."""
+
+import re
+import sys
+
+from netns import Namespace
+from place import LAB, Skip, check, figure, need_command, need_peers, run_dir
+from scenario import scenario
+from testpmd import stand_in
+from uml import UserMode
+
+from .guest import GUEST, GUEST_CSUM, GUEST_TSO4, HOST, MRG, forward, iperf, ping
+
+# Feature bits: virtio 1.3 §5.1.3.
+CTRL_GUEST_OFFLOADS, CTRL_VQ, CTRL_RX, CTRL_VLAN, MQ, CTRL_MAC_ADDR, NOTF_COAL = 2, 17, 18, 19, 22, 23, 53
+OTHER, GROUP = "020000000077", "01005e000011"
+SEND = """
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("tap0", 0))
+for _ in range(int(sys.argv[2])):
+    s.send(bytes.fromhex(sys.argv[1]) + bytes(46))
+"""
+
+
+def need():
+    need_peers()
+    need_command("ethtool", "ethtool")
+    if stand_in():
+        raise Skip("DPDK offers no control queue")
+    if not (LAB / "initramfs-uml.gz").exists():
+        raise Skip(f"{LAB} has no user-mode Linux (scripts/lab/fetch)")
+
+
+def arrive(netns, guest, to, tag="", count=40):
+    """Sends frames to an address; how many the guest's driver got."""
+    rx = "cat /sys/class/net/eth0/statistics/rx_packets"
+    before = int(guest.sh(rx))
+    netns.run(f"{sys.executable} -c '{SEND}' {to}020000000001{tag}88b5 {count}")
+    # A ping behind them: when it is answered, they have passed or not.
+    ping(guest, HOST, count=2)
+    return int(guest.sh(rx)) - before - 2
+
+
+@scenario(need, seconds=120)
+def uml_control(full):
+    """User-mode Linux: receive mode, addresses, VLANs, queue pairs, offloads and moderation by its control queue."""
+    netns, sock = Namespace(), run_dir() / "vm0.sock"
+    # Its front-end begins packed rings at 0 instead of with both wrap counters set, and it knows no IOMMU.
+    taps = "tap0,iface=tap0,tso=1,mac=02:00:00:00:00:01"
+    pmd = forward([f"vhost0,iface={sock},queues=2,packed=0,iommu-support=0,mac=02:00:00:00:00:02", taps], 2, netns.name)
+    netns.address("tap0", f"{HOST}/24")
+    netns.run("ip neigh add {} lladdr 02:00:00:00:00:02 dev tap0 nud permanent".format(GUEST))
+    guest = UserMode("uml", sock).up()
+    wanted = {CTRL_GUEST_OFFLOADS, CTRL_VQ, CTRL_RX, CTRL_VLAN, MQ, CTRL_MAC_ADDR, NOTF_COAL, MRG, GUEST_CSUM, GUEST_TSO4}
+    agreed = guest.features()
+    check(wanted <= agreed, f"features agreed on are {sorted(agreed)}: expected {sorted(wanted)}")
+    mac = guest.sh("cat /sys/class/net/eth0/address")
+    check(mac == "02:00:00:00:00:02", f"the guest's address is {mac}")
+    guest.address(f"{GUEST}/24")
+    guest.sh("ethtool -L eth0 combined 2")
+    small = ping(guest, HOST)
+    words = []
+
+    def arrives(what, expected, *args):
+        got = arrive(netns, guest, *args)
+        check(got == expected, f"{what}: {got} frames arrived, {expected} expected")
+        words.append(f"{what} {got}")
+
+    arrives("own", 40, "020000000002")
+    arrives("broadcast", 40, "ffffffffffff")
+    arrives("other's", 0, OTHER)
+    guest.sh("ip link set eth0 promisc on")
+    arrives("promiscuous", 40, OTHER)
+    guest.sh("ip link set eth0 promisc off")
+    arrives("no more", 0, OTHER)
+    arrives("group", 0, GROUP)
+    guest.sh("ifconfig eth0 allmulti")
+    arrives("all groups", 40, GROUP)
+    guest.sh("ifconfig eth0 -allmulti; ip link set eth0 address 02:00:00:00:00:77")
+    netns.run(f"ip neigh replace {GUEST} lladdr 02:00:00:00:00:77 dev tap0 nud permanent")
+    # The guest asks for the host's address again.
+    ping(guest, HOST, count=2)
+    arrives("new address", 40, OTHER)
+    arrives("old address", 0, "020000000002")
+    arrives("VLAN 5", 0, OTHER, "81000005")
+    guest.sh("modprobe 8021q; ip link add link eth0 name eth0.5 type vlan id 5; ip link set eth0.5 up")
+    arrives("joined", 40, OTHER, "81000005")
+    arrives("VLAN 6", 0, OTHER, "81000006")
+    filtered = int(re.search(r"tx_filtered: (\d+)", pmd.cmd("show port xstats 0")).group(1))
+    check(filtered >= 240, f"{filtered} frames were filtered, at least 240 expected")
+    figure(f"ping {small:.2f} ms; frames of 40 that arrive: {', '.join(words)}; {filtered} filtered")
+
+    guest.sh("ethtool -C eth0 rx-usecs 200 rx-frames 16 tx-usecs 200 tx-frames 16")
+    held = ping(guest, HOST)
+    server = netns.spawn(["iperf3", "-s", "--forceflush"], "iperf-server")
+    server.expect("Server listening")
+    rates = []
+    for offloads in ("on", "off"):
+        guest.sh(f"ethtool -K eth0 rx-gro-hw {offloads}")
+        for way in ("", "-R"):
+            rate = iperf(guest.sh, HOST, way, 2)["sum_received"]["bits_per_second"] / 1e6
+            check(rate > 1, f"TCP {way} with large packets {offloads} moves only {rate:.2f} Mbit/s")
+            rates.append(f"{rate:.0f}")
+    figure(f"calls held back: ping {held:.2f} ms; TCP out and in, large packets on {rates[0]} {rates[1]}, off {rates[2]} {rates[3]} Mbit/s")
+    guest.off()
+    pmd.cmd("stop")
+    pmd.quit()
+    netns.close()
