@@ -19,7 +19,8 @@ pub(super) const MAX_ASKS: usize = 4096;
 #[derive(Default)]
 pub(super) struct Iommu {
     pub(super) tlb: Iotlb,
-    /// Asked for by this side and not answered yet.
+    /// Asked for and not answered yet, by rings and for them. What is taken back meanwhile is not asked for
+    /// again: the answer is still to come, and a guest may have given the address up when the second is asked.
     asked: BTreeSet<(u64, u8)>,
     asks: Vec<Ask>,
 }
@@ -82,7 +83,6 @@ impl Iommu {
     /// A range is nowhere.
     pub(super) fn remove(&mut self, (first, last): (u64, u64)) {
         self.tlb.remove(first, last);
-        self.asked.retain(|(iova, _)| *iova > last || iova + (PAGE - 1) < first);
     }
 
     /// The front-end refused to translate that.
@@ -92,11 +92,22 @@ impl Iommu {
 
     /// What a ring says.
     pub(super) fn want(&mut self, want: Want) {
-        if self.asks.len() < MAX_ASKS {
-            self.asks.push(match want {
-                Want::Translation(Miss { iova, perm }) => Ask::Miss { iova, perm },
-                Want::Denied(Miss { iova, perm }) => Ask::AccessFail { iova, perm },
-            });
+        match want {
+            Want::Translation(miss) => self.ask(miss),
+            Want::Denied(Miss { iova, perm }) if self.asks.len() < MAX_ASKS => {
+                self.asks.push(Ask::AccessFail { iova, perm });
+            }
+            Want::Denied(_) => {}
+        }
+    }
+
+    fn ask(&mut self, Miss { iova, perm }: Miss) {
+        if self.asked.len() >= MAX_ASKS {
+            // Of a front-end that does not say what it refuses.
+            self.asked.clear();
+        }
+        if self.asks.len() < MAX_ASKS && self.asked.insert((iova, perm)) {
+            self.asks.push(Ask::Miss { iova, perm });
         }
     }
 
@@ -117,9 +128,7 @@ impl Iommu {
                     pages.insert(page);
                 } else {
                     known = false;
-                    if self.asks.len() < MAX_ASKS && self.asked.insert((page, perm)) {
-                        self.asks.push(Ask::Miss { iova: page, perm });
-                    }
+                    self.ask(Miss { iova: page, perm });
                 }
                 match page.checked_add(PAGE) {
                     Some(next) if next <= at + (len - 1) => page = next,
@@ -207,13 +216,14 @@ mod tests {
         let memory = Table::new(Vec::new()).unwrap();
         for features in [0, v::F_RING_PACKED] {
             let ring = setup(0x1000, 4096, features);
-            for _ in 0..1000 {
+            for i in 0..5000 {
                 assert!(iommu.areas(&ring, &memory).is_none());
                 iommu.remove((0, u64::MAX));
-                iommu.want(Want::Translation(Miss { iova: 0, perm: READ }));
+                iommu.want(Want::Translation(Miss { iova: i * PAGE, perm: READ }));
+                assert!(iommu.asked.len() <= MAX_ASKS && iommu.asks.len() <= MAX_ASKS);
             }
         }
-        assert_eq!(iommu.asks().len(), MAX_ASKS);
+        iommu.clear();
         assert!(iommu.areas(&setup(0x1000, 256, 0), &memory).is_none());
         // Pages of descriptors, of the available ring, of the used ring; each once.
         let asks = iommu.asks();
