@@ -27,6 +27,8 @@ PACKAGES = {
     "tshark": "tshark",
 }
 VALGRIND = {"valgrind": "valgrind"}
+# Scenarios that boot nothing; the others need what scripts/lab/fetch brings.
+WITHOUT_GUESTS = ("dpdk-", "linerate-", "virtio-user-", "afxdp-", "crashes", "demo", "nic-bind")
 
 
 def present(thing):
@@ -65,5 +67,5 @@ def ready(tests):
     if not interop:
         return
     step([ROOT / "scripts/setup"])
-    if any(t.name.startswith(("guest", "nic-", "uml")) for t in tests):
+    if any(t.group == "interop" and not t.name.startswith(WITHOUT_GUESTS) for t in tests):
         step([ROOT / "scripts/lab/fetch"])
