@@ -5,6 +5,8 @@
 //!   rate   packets a second that vhost queues send back where they came from: one of 1 to 256 busy,
 //!          and all of them
 //!   cores  the same of two queues on one core, and of two on each of two cores
+//!   fair   what is left to a busy queue beside one that idles, one as busy, and one whose guest offers
+//!          nothing but chains that are no packets
 //!
 //! `cargo bench -p benches --bench turn -- rate` runs one of them. In `rate` and `cores` the guests'
 //! side runs on the core of their queues, at the beginning of each turn, and is part of what is measured.
@@ -51,6 +53,11 @@ impl Guest {
 
 /// A queue pair in a huge page of its own. `page`: where in it the rings begin, in pages of 4 KiB.
 fn guest(page: u64, packed: bool) -> Outcome<(Box<dyn Queue>, Guest)> {
+    guest_of(page, packed, SENT)
+}
+
+/// The same, with `sent` bytes in each chain that it sends.
+fn guest_of(page: u64, packed: bool, sent: u32) -> Outcome<(Box<dyn Queue>, Guest)> {
     let features = F_VERSION_1 | F_MRG_RXBUF | if packed { F_RING_PACKED } else { 0 };
     let (ring, buffers) = (ring_bytes(SIZE), u64::from(SIZE) * BUFFER);
     let start = page % 128 * 4096;
@@ -61,7 +68,7 @@ fn guest(page: u64, packed: bool) -> Outcome<(Box<dyn Queue>, Guest)> {
         let buffers = (start + 2 * ring + i * buffers, BUFFER, len);
         Near::new(&table, start + i * ring, SIZE, features, way, buffers)
     };
-    let rings = [at(0, Way::FromDriver, SENT), at(1, Way::ToDriver, BUFFER as u32)];
+    let rings = [at(0, Way::FromDriver, sent), at(1, Way::ToDriver, BUFFER as u32)];
     let open = |near: &Near| AnyVring::open(&near.layout, &table);
     let queue = local("guest", features, Some(open(&rings[0])?), Some(open(&rings[1])?))?;
     Ok((queue, Guest { rings }))
@@ -206,9 +213,41 @@ fn cores() -> Outcome {
     Ok(())
 }
 
+/// Mpps of a busy queue beside another whose guest sends chains of `sent` bytes, all the time (`busy`).
+fn beside(packed: bool, sent: u32, busy: bool) -> Outcome<f64> {
+    let ((first, mut good), (second, mut other)) = (guest(0, packed)?, guest_of(64, packed, sent)?);
+    good.rings.iter_mut().for_each(|ring| ring.offer(SIZE));
+    if busy {
+        other.rings.iter_mut().for_each(|ring| ring.offer(SIZE));
+    }
+    let stage = Back { guests: vec![good, other], cross: 0 };
+    let worker = Worker::spawn(Config { core: Some(0), ..Config::default() }, Box::new(stage))?;
+    worker.attach(QueueId(0), first)?;
+    worker.attach(QueueId(1), second)?;
+    worker.start()?;
+    let stream = worker.stream(QueueId(0)).ok_or("no stream")?;
+    let ns = least(|| stream.tx_packets.get());
+    worker.stop(Duration::from_secs(1))?;
+    Ok(1e3 / ns)
+}
+
+fn fair() -> Outcome {
+    println!("\na busy queue beside another: Mpps, and of what it has beside an idle one");
+    for (name, packed) in [("split", false), ("packed", true)] {
+        let alone = beside(packed, SENT, false)?;
+        println!("{name:>6}  {:<28} {alone:>6.2}", "beside an idle one");
+        // A header and nothing behind it.
+        for (what, sent) in [("one as busy", SENT), ("one of chains without packets", 12)] {
+            let rate = beside(packed, sent, true)?;
+            println!("{name:>6}  {what:<28} {rate:>6.2}  {:>4.0} %", 100.0 * rate / alone);
+        }
+    }
+    Ok(())
+}
+
 fn main() -> Outcome {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let parts: [Part; 3] = [("idle", idle), ("rate", rate), ("cores", cores)];
+    let parts: [Part; 4] = [("idle", idle), ("rate", rate), ("cores", cores), ("fair", fair)];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
             part()?;

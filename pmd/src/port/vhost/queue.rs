@@ -101,6 +101,8 @@ pub(super) struct VhostQueue {
     stash: Batch<Buf>,
     done: Batch<Loan>,
     leaving: [bool; 2],
+    /// Of a guest whose chains are mostly no packets.
+    shunned: Shunned,
     /// Used elements were shown, and the guest was not yet asked whether it wants to be called.
     shown: bool,
     /// About faults, by side: a front-end can start a ring again and again over the same one.
@@ -111,6 +113,34 @@ pub(super) struct VhostQueue {
     translated: Option<Box<Translated>>,
     door: Inside,
     counters: Arc<Counters>,
+}
+
+/// Turns at most in which a guest is left alone whose chains are mostly no packets: they cost its neighbours
+/// on the core more than packets do.
+const SHUN: u32 = 128;
+
+/// How long it is left alone: twice as long each time, for as long as it goes on.
+#[derive(Default)]
+struct Shunned {
+    turns: u32,
+    last: u32,
+}
+
+impl Shunned {
+    /// Whether it is this turn.
+    #[inline(always)]
+    fn now(&mut self) -> bool {
+        let shunned = self.turns > 0;
+        self.turns -= u32::from(shunned);
+        shunned
+    }
+
+    /// What a turn brought.
+    #[inline(always)]
+    fn judge(&mut self, packets: usize, errors: usize) {
+        self.last = if errors > packets { (2 * self.last).clamp(1, SHUN) } else { 0 };
+        self.turns = self.last;
+    }
 }
 
 /// Turns after which it is asked for what the next chains will need.
@@ -164,6 +194,7 @@ impl VhostQueue {
             stash: Batch::default(),
             done: Batch::default(),
             leaving: [false; 2],
+            shunned: Shunned::default(),
             shown: false,
             lines: Default::default(),
             herald: None,
@@ -380,7 +411,7 @@ impl Queue for VhostQueue {
     #[inline]
     fn rx(&mut self, out: &mut Batch<Buf>) -> usize {
         let Some(ring) = &mut self.from_guest else { return 0 };
-        if self.leaving[Side::FromGuest as usize] {
+        if self.leaving[Side::FromGuest as usize] || self.shunned.now() {
             return 0;
         }
         let had = ring.ring.fault().is_some();
@@ -394,6 +425,7 @@ impl Queue for VhostQueue {
             with_ring!(&mut ring.ring, vring => vring.learn(&mut to.ring));
         }
         if packets + errors > 0 {
+            self.shunned.judge(packets, errors);
             self.counters.rx_packets.add(packets as u64);
             self.counters.rx_bytes.add(bytes);
             self.counters.rx_errors.add(errors as u64);
