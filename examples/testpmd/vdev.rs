@@ -252,11 +252,11 @@ mod tests {
         for (text, message) in [
             (
                 "foo0",
-                "--vdev foo0: no kind of port 'foo0'; known: vhost<N>, virtio_user<N>, tap<N>, pcap<N>, null<N>, nic<N>, generator<N>",
+                "--vdev foo0: no kind of port 'foo0'; known: vhost<N>, virtio_user<N>, tap<N>, af_xdp<N>, pcap<N>, null<N>, nic<N>, dpdk<N>, generator<N>",
             ),
             (
                 "3b:00.0,speed=1",
-                "--vdev 0000:3b:00.0: unknown key 'speed'; allowed: pci, copy_break, promisc, mtu, queues, mac, tracer, record, fault",
+                "--vdev 0000:3b:00.0: unknown key 'speed'; allowed: pci, copy_break, promisc, mtu, queues, mac, tracer, record, gro, fault",
             ),
             ("net_null", "--vdev net_null: 'net_null' needs a number, as in net_null0"),
             ("vhost0", "--vdev net_vhost0: key 'iface' is required"),

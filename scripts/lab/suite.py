@@ -48,7 +48,7 @@ def unit_tests():
         Test("layers", "unit", [str(ROOT / "scripts/layers")], 60, "arrows between modules point one way"),
         Test("clippy", "unit", cargo("clippy", "--workspace", "--all-targets", "--", "-D", "warnings"), 900,
              "clippy, warnings are errors"),
-        Test("tests", "unit", cargo("test", "--workspace", "--quiet"), 1200, "cargo test --workspace"),
+        Test("tests", "unit", cargo("test", "--workspace", "--quiet", "--no-fail-fast"), 1200, "cargo test --workspace"),
         Test("loom", "unit", ["env", "RUSTFLAGS=--cfg loom", f"CARGO_TARGET_DIR={TARGET}/loom",
                               *cargo("test", "--quiet", "-p", "pmd", "--lib", "loom")], 600,
              "what two threads touch, in every order (loom)"),

@@ -41,13 +41,14 @@ fn options_without_meaning_are_taken_out_and_named() {
             "-n4",
             "--file-prefix=x",
             "--socket-mem 1,1",
-            "-a 0000:01:00.0",
             "--in-memory",
             "--no-flush-rx",
             "--mbcache 5"
         ]
     );
     assert!(options.auto_start && options.interactive);
+    let names: Vec<_> = options.vdevs.iter().map(|v| v.name.as_str()).collect();
+    assert_eq!(names, ["0000:01:00.0", "net_null0"], "-a names a port");
     assert!(run("--vdev null0 -a").0.auto_start);
 }
 
