@@ -3,7 +3,7 @@
 //!
 //! DPDK's structures change between versions and much of it is inline functions of C: `shim.c` is compiled
 //! against whatever is installed, and has plain functions with arguments of its own. Buffers of its
-//! pools lie in memory of ours ([`hugepages::Pool`]'s kind of mapping), so that what a device received can
+//! pools lie in memory of ours (the kind that `hugepages::Pool` has), so that what a device received can
 //! be lent as any other memory; what it sends is attached to its packets, and comes home when DPDK has
 //! done with it.
 //!

@@ -14,7 +14,7 @@ pub const MAX_UNANSWERED: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Where this address of the guest's IOMMU is, to be accessed like that (bits of
-    /// [`iotlb`](crate::spec::vhost_user::iotlb)).
+    /// [`iotlb`]).
     Miss {
         /// The address.
         iova: u64,

@@ -96,7 +96,7 @@ fn there_and_back(mode: Mode, mtu: u32, sizes: &[usize]) {
     let (mut a, mut from) = started("veth0", mode, Vec::new());
     let (mut b, mut to) = started("veth1", mode, Vec::new());
     assert_eq!(a.mode().unwrap().0, mode != Mode::Generic);
-    assert!(a.link().up && a.mac() != b.mac() && a.caps().mtu == mtu);
+    assert!(link_is(&a, true) && a.mac() != b.mac() && a.caps().mtu == mtu);
     let (mut pool, _) = Pool::new(256, 2048, BACKING).unwrap();
     let (mut batch, mut done) = (Batch::default(), Batch::default());
     for lap in 0..40 {
@@ -234,15 +234,24 @@ fn an_interface_that_goes_away_is_a_link_down() {
     with_veth(1500, goes_away);
 }
 
+/// Whether the link is so before long: the kernel tells of it up to a second later.
+fn link_is(port: &Afxdp, up: bool) -> bool {
+    let until = Instant::now() + Duration::from_secs(5);
+    while port.link().up != up && Instant::now() < until {
+        thread::sleep(Duration::from_millis(5));
+    }
+    port.link().up == up
+}
+
 fn goes_away() {
     let (port, mut queue) = started("veth0", Mode::Auto, Vec::new());
-    assert!(port.link().up);
-    assert!(ip("link set veth1 down") && !port.link().up);
-    assert!(ip("link set veth1 up") && port.link().up);
-    assert!(ip("link set veth0 down") && !port.link().up);
+    assert!(link_is(&port, true));
+    assert!(ip("link set veth1 down") && link_is(&port, false));
+    assert!(ip("link set veth1 up") && link_is(&port, true));
+    assert!(ip("link set veth0 down") && link_is(&port, false));
     assert!(ip("link set veth0 name other"));
-    assert!(ip("link set other up") && port.link().up, "by another name");
-    assert!(ip("link del other") && !port.link().up);
+    assert!(ip("link set other up") && link_is(&port, true), "by another name");
+    assert!(ip("link del other") && link_is(&port, false));
     let (mut pool, _) = Pool::new(64, 2048, BACKING).unwrap();
     let (mut batch, mut done) = (Batch::default(), Batch::default());
     put(&mut pool, &frame(60, 1), &mut batch);

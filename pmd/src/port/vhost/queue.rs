@@ -119,11 +119,15 @@ pub(super) struct VhostQueue {
 /// on the core more than packets do.
 const SHUN: u32 = 128;
 
+/// So many of these without a turn that brought more packets, and it begins.
+const RUNTS: usize = 256;
+
 /// How long it is left alone: twice as long each time, for as long as it goes on.
 #[derive(Default)]
 struct Shunned {
     turns: u32,
     last: u32,
+    runts: usize,
 }
 
 impl Shunned {
@@ -138,7 +142,8 @@ impl Shunned {
     /// What a turn brought.
     #[inline(always)]
     fn judge(&mut self, packets: usize, errors: usize) {
-        self.last = if errors > packets { (2 * self.last).clamp(1, SHUN) } else { 0 };
+        self.runts = if errors > packets { (self.runts + errors).min(RUNTS) } else { 0 };
+        self.last = if self.runts == RUNTS { (2 * self.last).clamp(1, SHUN) } else { 0 };
         self.turns = self.last;
     }
 }

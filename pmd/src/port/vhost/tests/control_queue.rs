@@ -268,8 +268,16 @@ fn calls_are_held_back_for_so_many_packets_or_so_long() {
         assert!(since.elapsed() < hold / 2, "a machine too slow for this test");
         since
     };
-    let since = ping(&mut c, 8);
-    assert!(c.guest.call.read().is_err(), "held back");
+    // A call from before may still be on its way the first time.
+    let held = (0..3).find_map(|_| {
+        let since = ping(&mut c, 8);
+        if c.guest.call.read().is_err() {
+            return Some(since);
+        }
+        std::thread::sleep(hold + hold / 4);
+        None
+    });
+    let since = held.expect("held back");
     eventually("a call", || c.guest.call.read().is_ok());
     assert!(since.elapsed() > hold * 9 / 10);
     std::thread::sleep(hold + hold / 4);
