@@ -8,6 +8,7 @@
 mod awake;
 mod counters;
 mod handle;
+mod meter;
 mod outbox;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::completion::doorbell::Doorbell;
 use crate::port::{Queue, knock};
 use crate::spec::net::MAX_FRAME;
 use awake::slots;
+use meter::Meter;
 use outbox::Frames;
 
 /// Turns between two looks into the inbox while there is work.
@@ -196,25 +198,23 @@ impl Worker {
     fn run(mut self) -> Stopped {
         let counters = Arc::clone(&self.out.counters);
         let (mut quiet, mut until_inbox) = (0u32, 0);
-        let mut then = cycles();
+        let mut meter = Meter::new();
         loop {
             let busy = self.turn();
-            let now = cycles();
-            let spent = now.wrapping_sub(then);
-            then = now;
-            counters.turns.add(1);
             if busy {
-                counters.busy_cycles.add(spent);
+                meter.busy(&counters);
                 quiet = 0;
                 until_inbox += 1;
             } else {
-                counters.idle_cycles.add(spent);
-                counters.empty_turns.add(1);
+                meter.idle();
                 quiet = quiet.saturating_add(1);
                 until_inbox += INBOX_TURNS / IDLE_INBOX_TURNS;
             }
             if until_inbox < INBOX_TURNS && self.running && self.recalls.is_empty() && self.stop.is_none() {
                 continue;
+            }
+            if !busy {
+                meter.look(&counters);
             }
             until_inbox = 0;
             while let Ok(command) = self.inbox.try_recv() {
@@ -231,6 +231,7 @@ impl Worker {
             if !busy {
                 self.rest(quiet);
             }
+            meter.rested(&counters);
         }
     }
 
