@@ -88,7 +88,6 @@ unsafe extern "C" {
         pools: *mut *mut c_void,
     ) -> c_int;
     fn hr_stop(port: u16) -> c_int;
-    fn hr_close(port: u16) -> c_int;
     fn hr_thread() -> c_int;
     fn hr_memory(va: u64, len: u64, add: c_int) -> c_int;
     fn hr_receive(
@@ -308,16 +307,39 @@ impl Frames {
     }
 }
 
-impl Drop for Frames {
+/// What a started port uses, whichever of its queues are still there: it is stopped, and only then freed,
+/// when the last of them and [`Started`] are gone.
+struct Open {
+    port: u16,
+    started: bool,
+    pools: Vec<NonNull<c_void>>,
+    shared: Vec<NonNull<c_void>>,
+    /// The memory of its frames.
+    _memory: Vec<Arc<Table>>,
+}
+
+// SAFETY: DPDK's pools belong to no thread; they are only freed, by whoever is the last.
+unsafe impl Send for Open {}
+// SAFETY: nothing is done to them through a shared reference.
+unsafe impl Sync for Open {}
+
+impl Drop for Open {
     fn drop(&mut self) {
-        // SAFETY: the port is stopped and closed: nobody uses the pool.
-        unsafe { hr_pool_free(self.raw.as_ptr()) };
+        if self.started {
+            // SAFETY: nobody has a queue of it any more.
+            unsafe { hr_stop(self.port) };
+        }
+        // SAFETY: a port that is stopped uses none of these, and each is freed once.
+        unsafe {
+            self.pools.iter().for_each(|pool| hr_pool_free(pool.as_ptr()));
+            self.shared.iter().for_each(|shared| hr_shared_free(shared.as_ptr()));
+        }
     }
 }
 
-/// A started port.
+/// A started port, which it is until this and all of its queues are dropped.
 pub struct Started {
-    port: u16,
+    _open: Arc<Open>,
 }
 
 impl Started {
@@ -333,43 +355,46 @@ impl Started {
         promiscuous: bool,
         (frames, backing): (u32, Backing),
     ) -> Result<(Started, Vec<Queue>), Refused> {
-        let mut out = Vec::new();
+        let mut open =
+            Open { port, started: false, pools: Vec::new(), shared: Vec::new(), _memory: Vec::new() };
+        let mut parts = Vec::new();
         for queue in 0..queues {
             let frames = Frames::new(&format!("hotring_{port}_{queue}"), frames, backing)?;
+            open.pools.push(frames.raw);
+            open._memory.push(Arc::clone(frames.lender.table()));
             let name = CString::new(format!("hotheads_{port}_{queue}")).expect("no 0 in it");
             // SAFETY: a name; KEPT heads, and what caches keep.
             let heads = unsafe { hr_heads(name.as_ptr(), 2 * KEPT as u32 - 1) };
             let heads = NonNull::new(heads).ok_or_else(|| refused("making a pool of heads"))?;
+            open.pools.push(heads);
             // SAFETY: room for that many.
             let shared = NonNull::new(unsafe { hr_shared(KEPT as u32) });
             let shared = shared.ok_or_else(|| Refused { what: "no memory for what is kept".into() })?;
-            let free = (0..KEPT as u32).rev().collect();
-            out.push(Queue {
-                port,
-                queue,
-                frames,
-                heads,
-                shared,
-                free,
-                kept: VecDeque::with_capacity(KEPT),
-                waiting: Vec::with_capacity(BURST),
-                registered: false,
-            });
+            open.shared.push(shared);
+            parts.push((queue, frames, heads, shared));
         }
-        let mut pools: Vec<*mut c_void> = out.iter().map(|q| q.frames.raw.as_ptr()).collect();
+        let mut pools: Vec<*mut c_void> = parts.iter().map(|(_, frames, ..)| frames.raw.as_ptr()).collect();
         // SAFETY: as many pools as queues.
         let rc = unsafe { hr_start(port, queues, rxd, txd, mtu, promiscuous.into(), pools.as_mut_ptr()) };
         if rc < 0 {
             return Err(refused(format!("starting DPDK's port {port}")));
         }
-        Ok((Started { port }, out))
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        // SAFETY: stops a port; its queues are not used meanwhile: whoever owns them has them at home.
-        unsafe { hr_stop(self.port) };
+        open.started = true;
+        let open = Arc::new(open);
+        let queue = |(queue, frames, heads, shared)| Queue {
+            port,
+            queue,
+            frames,
+            heads,
+            shared,
+            free: (0..KEPT as u32).rev().collect(),
+            kept: VecDeque::with_capacity(KEPT),
+            waiting: Vec::with_capacity(BURST),
+            registered: false,
+            _open: Arc::clone(&open),
+        };
+        let queues = parts.into_iter().map(queue).collect();
+        Ok((Started { _open: open }, queues))
     }
 }
 
@@ -391,6 +416,8 @@ pub struct Queue {
     /// Packets that are made up and not sent.
     waiting: Vec<*mut c_void>,
     registered: bool,
+    /// Freed after all else of the queue.
+    _open: Arc<Open>,
 }
 
 // SAFETY: its pointers are its own; DPDK's pools and queues may be used by any one thread at a time.
@@ -415,11 +442,6 @@ impl Queue {
     /// Packets that can be made up before the next [`Queue::flush`].
     pub fn room(&self) -> usize {
         BURST - self.waiting.len()
-    }
-
-    /// Buffers of others that can be taken.
-    pub fn room_for_kept(&self) -> usize {
-        self.free.len()
     }
 
     /// Makes the calling thread known to DPDK, once.
@@ -514,14 +536,11 @@ impl Queue {
 
     /// Receipts of what DPDK has done with, as many as fit.
     pub fn reap(&mut self, done: &mut Batch<Loan>) {
+        self.flush();
         if self.kept.is_empty() {
             return;
         }
-        self.flush();
-        if self.kept.len() > KEPT / 2 {
-            // SAFETY: a queue of a started port; where its driver cannot, nothing happens.
-            unsafe { hr_clean(self.port, self.queue) };
-        }
+        let before = done.len();
         let mut looked = 0;
         while done.room() > 0 && looked < 2 * BURST && !self.kept.is_empty() {
             let kept = self.kept.pop_front().expect("not empty");
@@ -536,28 +555,17 @@ impl Queue {
             }
             looked += 1;
         }
-    }
-
-    /// Drops packets that are made up and not sent.
-    pub fn abandon(&mut self) {
-        // SAFETY: packets of ours, in no queue of DPDK's.
-        self.waiting.drain(..).for_each(|packet| unsafe { hr_drop(packet) });
+        if done.len() == before {
+            // Many drivers free what they sent only when there is more to send.
+            // SAFETY: a queue of a started port; where its driver cannot, nothing happens.
+            unsafe { hr_clean(self.port, self.queue) };
+        }
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.abandon();
-        // SAFETY: its own, used by nobody else; the port is stopped.
-        unsafe {
-            hr_pool_free(self.heads.as_ptr());
-            hr_shared_free(self.shared.as_ptr());
-        }
+        // SAFETY: packets of ours that are made up and not sent: in no queue of DPDK's.
+        self.waiting.drain(..).for_each(|packet| unsafe { hr_drop(packet) });
     }
-}
-
-/// Closes a stopped port for good.
-pub fn close(port: u16) {
-    // SAFETY: a port that is stopped, or that DPDK refuses to close.
-    unsafe { hr_close(port) };
 }

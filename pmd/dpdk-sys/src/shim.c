@@ -129,8 +129,6 @@ int hr_start(uint16_t port, uint16_t queues, uint16_t rxd, uint16_t txd, uint16_
 
 int hr_stop(uint16_t port) { return failed(rte_eth_dev_stop(port)); }
 
-int hr_close(uint16_t port) { return failed(rte_eth_dev_close(port)); }
-
 int hr_thread(void) { return rte_lcore_id() == LCORE_ID_ANY ? rte_thread_register() : 0; }
 
 /* Lets DPDK's devices reach memory, or no longer. */

@@ -39,7 +39,6 @@ void *hr_heads(const char *name, uint32_t n);
 void hr_pool_free(void *pool);
 int hr_start(uint16_t port, uint16_t queues, uint16_t rxd, uint16_t txd, uint16_t mtu, int promisc, void **pools);
 int hr_stop(uint16_t port);
-int hr_close(uint16_t port);
 int hr_thread(void);
 int hr_memory(uint64_t va, uint64_t len, int add);
 uint16_t hr_receive(uint16_t port, uint16_t queue, void *pool, struct hr_part *parts, uint16_t most, uint16_t packets,

@@ -35,7 +35,8 @@ fn config(port: &str, what: String) -> PortError {
 pub struct Config {
     /// DPDK's number of it.
     pub id: u16,
-    /// Descriptors of a receive ring and of a transmit ring.
+    /// Descriptors of a receive ring and of a transmit ring; many drivers give a sent buffer back only when
+    /// the latter is nearly full.
     pub rings: (u16, u16),
     /// Largest payload of a frame; `None`: as it is.
     pub mtu: Option<u32>,
@@ -51,7 +52,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             id: 0,
-            rings: (1024, 1024),
+            rings: (1024, 256),
             mtu: None,
             promiscuous: true,
             frames: 8191,
@@ -125,9 +126,9 @@ impl Port for Dpdk {
     }
 
     fn stop(&mut self, queues: Vec<Box<dyn Queue>>) -> Result<(), PortError> {
-        // The device first: it frees what it still has.
-        self.started = None;
+        // It stops when the last of both is gone.
         drop(queues);
+        self.started = None;
         Ok(())
     }
 
@@ -141,13 +142,6 @@ impl Port for Dpdk {
 
     fn clear_stats(&mut self) {
         self.tally.clear();
-    }
-}
-
-impl Drop for Dpdk {
-    fn drop(&mut self) {
-        self.started = None;
-        dpdk_sys::close(self.config.id);
     }
 }
 

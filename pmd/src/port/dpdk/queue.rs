@@ -12,6 +12,9 @@ use crate::spec::net::HDR_F_NEEDS_CSUM;
 
 /// Frames for packets that are copied.
 const COPIES: usize = 512;
+/// Buffers of others that the device may keep before packets are copied: a driver that gives them back only
+/// when its ring is nearly full must not starve the ring they came from.
+const KEEP: u32 = 128;
 /// Bytes of one.
 const FRAME: u32 = 2048;
 
@@ -39,7 +42,8 @@ impl DpdkQueue {
     /// Sends the first packet, `n` buffers of `bytes` in all, from where it lies, or copied.
     fn packet(&mut self, batch: &mut Batch<Buf>, n: usize, bytes: u32) -> Sent {
         let asked = batch.front().expect("a packet has a buffer").offload;
-        if asked.is_none() && (n == 1 || self.several) {
+        let ours = batch.front().is_some_and(|first| first.owner() == self.raw.owner());
+        if asked.is_none() && (n == 1 || self.several) && (ours || self.raw.held() < KEEP) {
             return if self.raw.send(batch, n) { Sent::Whole } else { Sent::Later };
         }
         let bufs = &batch.as_slice()[..n];
