@@ -202,6 +202,33 @@ fn t10_runts_in_each_lane_of_a_burst() {
     }
 }
 
+#[test]
+fn t10_a_guest_of_runts_waits_and_loses_nothing() {
+    for form in plain_forms() {
+        let mut vm = Vm::new(form, v::F_VERSION_1);
+        let (mut runts, mut back, mut turns) = (0, 0, 0);
+        while runts < 2000 {
+            while runts - back < 32 {
+                vm.send(&[1, 2, 3], &[3]);
+                runts += 1;
+            }
+            assert!(vm.receive().is_empty());
+            back += vm.returned();
+            vm.transmit.at = DATA;
+            turns += 1;
+            assert!(turns < 50_000, "served in the end");
+        }
+        assert!(turns > 2 * 2000 / 32, "it is left alone for most turns: {turns}");
+        let good = zeroed(vm.hdr(), &frame(60, 1));
+        vm.send(&good, &[good.len()]);
+        // Behind the last of the others.
+        let got = (0..2 * 130).find_map(|_| vm.receive().pop());
+        assert_eq!(got, Some((good[vm.hdr()..].to_vec(), Offload::default())), "{form:?}");
+        vm.send(&good, &[good.len()]);
+        assert_eq!(vm.receive().len(), 1, "at once again");
+    }
+}
+
 /// Sends frames to the guest; how many the queue took.
 fn deliver(vm: &mut Vm, frames: &[Vec<u8>]) -> usize {
     let backing = Backing { page: PageSize::Base, node: None };
