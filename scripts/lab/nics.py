@@ -140,8 +140,15 @@ class Inside:
             text = self.guest.sh(f"tail -c +{size + 1} /tmp/{self.name}.out", must=False)
             if text.count("testpmd>") >= n:
                 return text
-            check("ended with" not in text and time.monotonic() < end, f"{self.name} in the guest: {text[-1500:]}")
+            check("ended with" not in text, f"{self.name} in the guest: {text[-1500:]}")
+            if time.monotonic() > end:
+                raise RuntimeError(f"{self.name} in the guest does not answer: {text[-1500:]}\n{self.state()}")
             time.sleep(0.1)
+
+    def state(self):
+        """What each of its threads does, and what the kernel says: for the report of one that hangs."""
+        return self.guest.sh("for p in $(pidof testpmd); do for t in /proc/$p/task/*; do cat $t/comm; grep State $t/status; "
+                             "echo \"system call $(cat $t/syscall)\"; cat $t/stack; done; done; dmesg | tail -20", must=False)
 
     def cmd(self, line, timeout_s=20):
         size = int(self.guest.sh(f"stat -c %s /tmp/{self.name}.out"))

@@ -99,10 +99,22 @@ class Suite:
     """Counts what it ran."""
 
     def __init__(self):
-        self.passed, self.failed, self.skipped, self.records = 0, 0, 0, []
+        self.passed, self.failed, self.skipped, self.unsteady, self.records = 0, 0, 0, [], []
 
     def run(self, test):
-        """Runs one test in a folder of its own, which is gone afterwards whatever happens."""
+        """Runs one test. One with guests, threads and clocks that fails is run once more: emulation has faults of its own,
+        and a busy machine its moods. If it passes then it is named at the end, and the report of its failure stays."""
+        failed = self.failed
+        self._run(test)
+        if self.failed > failed and (test.group == "interop" or test.name == "tests"):
+            self._run(test)
+            again = self.failed > failed + 1
+            self.failed = failed + again
+            if not again:
+                self.unsteady.append(test.name)
+
+    def _run(self, test):
+        """Runs it in a folder of its own, which is gone afterwards whatever happens."""
         print(f"--- {test.name}: {test.summary}", flush=True)
         with tempfile.TemporaryDirectory(prefix="hotring-", ignore_cleanup_errors=True) as folder:
             self._run_in(pathlib.Path(folder), test)
@@ -205,6 +217,8 @@ def main():
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(suite.records, indent=1) + "\n")
     del held
+    if suite.unsteady:
+        print(f"failed once, then passed: {', '.join(suite.unsteady)}")
     print(f"{suite.passed} passed, {suite.failed} failed, {suite.skipped} skipped", flush=True)
     sys.exit(1 if suite.failed else 0)
 
