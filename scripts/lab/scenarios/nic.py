@@ -34,7 +34,7 @@ def nic(model, full, queues=1, mtu=9000):
     guest = NicGuest(model)
     nics = guest.bind()
     devices = [word for address in nics for word in ("-a", address)]
-    pmd = Inside(guest, ["-l", "0,1", *devices, "--", "-i", f"--rxq={queues}", f"--txq={queues}",
+    pmd = Inside(guest, ["-l", "0", *devices, "--", "-i", f"--rxq={queues}", f"--txq={queues}",
                          f"--max-pkt-len={mtu + 18}"])
     pmd.cmd("start")
     rates = both_ways(guest, 20000 if full else 1500, (60, 1514))
@@ -105,26 +105,26 @@ def restart(guest, pmd):
     both_ways(guest, 200, (60, 1514), 8)
 
 
-@scenario(need, seconds=90, full_seconds=300)
+@scenario(need, seconds=240, full_seconds=600)
 def nic_e1000e(full):
     """Intel 82574s under VFIO in a guest forward frames both ways, byte for byte."""
     nic("e1000e", full)
 
 
-@scenario(need, seconds=90, full_seconds=300)
+@scenario(need, seconds=240, full_seconds=600)
 def nic_igb(full):
     """Intel 82576s under VFIO in a guest forward frames both ways, byte for byte, on two queue pairs."""
     nic("igb", full, queues=2)
 
 
-@scenario(need, seconds=120, full_seconds=400)
+@scenario(need, seconds=240, full_seconds=600)
 def nic_virtio(full):
     """virtio-net devices under VFIO in a guest forward frames both ways, byte for byte, on split and packed rings."""
     nic("virtio", full)
     nic("virtio-packed", full)
 
 
-@scenario(need, seconds=90, full_seconds=300)
+@scenario(need, seconds=240, full_seconds=600)
 def nic_vmxnet3(full):
     """VMware vmxnet3 devices under VFIO in a guest forward frames both ways, byte for byte."""
     nic("vmxnet3", full)
@@ -166,16 +166,16 @@ def counter(pmd, port, name):
     return int(found.group(1))
 
 
-@scenario(need, seconds=120, full_seconds=300)
+@scenario(need, seconds=240, full_seconds=600)
 def nic_zero_copy(full):
     """A NIC sends from the memory of a vhost-user guest, byte for byte; the guest is killed with frames on their way."""
-    guest = NicGuest("e1000e", cpus=3)
+    guest = NicGuest("e1000e")
     first, second = guest.bind()
-    back = Inside(guest, ["-l", "0,1", "--vdev", "vhost0,iface=/run/v.sock", "-a", f"{first},copy_break=0", "--", "-i"], "back")
+    back = Inside(guest, ["-l", "0", "--vdev", "vhost0,iface=/run/v.sock", "-a", f"{first},copy_break=0", "--", "-i"], "back")
     back.cmd("start")
     died = 3 if full else 1
     for life in range(died + 1):
-        front = Inside(guest, ["-l", "0,2", "--vdev", f"virtio_user0,path=/run/v.sock,packed_vq={life % 2}", "-a", second,
+        front = Inside(guest, ["-l", "0", "--vdev", f"virtio_user0,path=/run/v.sock,packed_vq={life % 2}", "-a", second,
                                "--", "-i"], f"front{life}")
         front.cmd("start")
         end = time.monotonic() + 10
