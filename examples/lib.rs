@@ -1,0 +1,3 @@
+//! What the applications share, and the switch.
+
+pub mod vswitch;
