@@ -5,12 +5,15 @@
 //! - [`values`]: values of fields as text
 //! - [`matching`]: what a flow matches, and its text
 //! - [`action`]: what a flow does; groups and meters
+//! - [`print`], [`parse`]: the text of actions and flows
 
 pub mod fields;
 pub mod key;
 pub mod values;
 pub mod matching;
 pub mod action;
+pub mod print;
+pub mod parse;
 mod names;
 
 pub use action::{Action, Flow};

@@ -122,7 +122,7 @@ pub(super) fn by_wire_name(name: &str) -> Option<Field> {
         .or_else(|| lookup(NXM, name.strip_prefix("NXM_OF_")?, CLASS_NXM))
         .or_else(|| lookup(NX, name.strip_prefix("NXM_NX_")?, CLASS_NX))
         .or_else(|| lookup(OXM, name.strip_prefix("OXM_OF_")?, CLASS_OXM))
-        .or_else(|| match name {
+        .or(match name {
             "ONFOXM_ET_TCP_FLAGS" => Some(Field::TcpFlags),
             "ONFOXM_ET_ACTSET_OUTPUT" => Some(Field::ActsetOutput),
             "NXOXM_ET_DP_HASH" => Some(Field::DpHash),
