@@ -6,14 +6,12 @@ use crate::buf::{Buf, Lender, Offload, Tag, WRITE};
 impl Lender {
     /// Lends what `next` asks for, address, length and number of each, to the back of `out` as long as
     /// there is room, at most `most`: how many. Ends at a `None`, and at bytes that are not all in one
-    /// region, which are not lent. The cache is asked for the first lines of each, with `take` for the first
-    /// to be written, because it will be later. `WRITABLE`: they may be written.
+    /// region, which are not lent. The cache is asked for the first lines of each. `WRITABLE`: they may be written.
     #[inline(always)]
     pub fn lend_run<const WRITABLE: bool>(
         &self,
         out: &mut Batch<Buf>,
         most: usize,
-        take: bool,
         mut next: impl FnMut() -> Option<(u64, u32, u16)>,
     ) -> usize {
         let (mut span, owner) = (self.span.get(), self.owner());
@@ -36,11 +34,7 @@ impl Lender {
                 buf.prefetch_write();
             } else {
                 // A header in front puts small frames on two lines.
-                if take {
-                    buf.prefetch_write();
-                } else {
-                    buf.prefetch();
-                }
+                buf.prefetch();
                 buf.prefetch_at(64);
             }
             slot.write(buf);
@@ -79,10 +73,10 @@ mod tests {
                 i += 1;
                 asked.get(i - 1).map(|&(gpa, len)| (gpa, len, i as u16))
             };
-            assert_eq!(lender.lend_run::<false>(&mut batch, 2, false, &mut next), 2);
-            assert_eq!(lender.lend_run::<true>(&mut batch, 9, false, &mut next), 1);
-            assert_eq!(lender.lend_run::<true>(&mut batch, 9, false, &mut next), 1);
-            assert_eq!(lender.lend_run::<true>(&mut batch, 9, false, &mut next), 0);
+            assert_eq!(lender.lend_run::<false>(&mut batch, 2, &mut next), 2);
+            assert_eq!(lender.lend_run::<true>(&mut batch, 9, &mut next), 1);
+            assert_eq!(lender.lend_run::<true>(&mut batch, 9, &mut next), 1);
+            assert_eq!(lender.lend_run::<true>(&mut batch, 9, &mut next), 0);
             assert!(batch.iter().map(Buf::id).eq([1, 2, 3, 5]), "{wrong:?} is not lent");
             assert!(batch.iter().map(Buf::writable).eq([false, false, true, true]));
             assert!(batch.iter().map(Buf::len).eq([1, 8192, 0, 1]));
@@ -100,7 +94,7 @@ mod tests {
         let mut batch = Batch::default();
         for round in 0..3 {
             let room = batch.room();
-            assert_eq!(lender.lend_run::<true>(&mut batch, 1000, false, || Some((64, 64, 7))), room);
+            assert_eq!(lender.lend_run::<true>(&mut batch, 1000, || Some((64, 64, 7))), room);
             assert_eq!((batch.len(), lender.out() as usize), (CAP, CAP), "round {round}");
             lender.take_back(&mut batch, 100);
         }

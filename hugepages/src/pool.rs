@@ -78,7 +78,7 @@ impl Pool {
         let Pool { lender, frame, free } = self;
         let len = len.min(*frame);
         let mut ids = free.iter().rev();
-        let n = lender.lend_run::<true>(out, n.min(ids.len()), false, || {
+        let n = lender.lend_run::<true>(out, n.min(ids.len()), || {
             let id = *ids.next()?;
             Some((u64::from(id) * u64::from(*frame), len, id))
         });

@@ -47,11 +47,16 @@ impl<'a> Reach<'a> {
 
 impl Room<'_> {
     /// Asks the cache for its first two lines, to be written soon: a header in front puts small frames
-    /// on two.
+    /// on two. A header that has a line of its own may not have to be written ([`Room::copy_packet`]).
     #[inline(always)]
     pub fn prefetch(&self) {
-        copy::prefetch_write(self.at.as_ptr());
-        copy::prefetch_write(self.at.as_ptr().wrapping_add(64));
+        let at = self.at.as_ptr();
+        if apart::<12>(at) {
+            copy::prefetch(at)
+        } else {
+            copy::prefetch_write(at)
+        }
+        copy::prefetch_write(at.wrapping_add(64));
     }
 
     /// Bytes in it.
@@ -93,6 +98,9 @@ impl Room<'_> {
     /// Copies a packet of one buffer behind a header of `HEADER` bytes: 8, then 4 (`HEADER` is 12) or the
     /// first 2 of these (10). The bytes written; `None`, and nothing is, unless the packet has that one
     /// buffer, with bytes in it, and fits.
+    ///
+    /// A header on a line of its own that is there already is left alone: of a driver that uses a buffer
+    /// again without touching its header, as DPDK's does, that line need not cross at all.
     #[inline(always)]
     pub fn copy_packet<const HEADER: u32>(self, header: (u64, u32), packet: &Buf) -> Option<u32> {
         const { assert!(HEADER == 12 || HEADER == 10, "a header of 10 or 12 bytes") };
@@ -103,15 +111,42 @@ impl Room<'_> {
         let at = self.at.as_ptr();
         // SAFETY: header and packet fit the room, which the lender's table keeps mapped.
         unsafe {
-            copy::store(header.0, at.cast());
-            if HEADER == 12 {
-                copy::store(header.1, at.add(8).cast());
-            } else {
-                copy::store(header.1 as u16, at.add(8).cast());
+            if !(apart::<HEADER>(at) && has::<HEADER>(at, header)) {
+                copy::store(header.0, at.cast());
+                if HEADER == 12 {
+                    copy::store(header.1, at.add(8).cast());
+                } else {
+                    copy::store(header.1 as u16, at.add(8).cast());
+                }
             }
             copy::bytes(packet.at.as_ptr(), at.add(HEADER as usize), packet.len as usize);
         }
         Some(whole as u32)
+    }
+}
+
+/// Whether a header at `at` ends where its line does.
+#[inline(always)]
+fn apart<const HEADER: u32>(at: *const u8) -> bool {
+    at as usize % 64 == 64 - HEADER as usize
+}
+
+/// Whether a header is there already.
+///
+/// # Safety
+/// `HEADER` bytes at `at` are mapped.
+#[inline(always)]
+unsafe fn has<const HEADER: u32>(at: *const u8, header: (u64, u32)) -> bool {
+    // SAFETY: the caller's promise; any bytes are integers.
+    unsafe {
+        let first = copy::load::<u64>(at.cast()) == header.0;
+        let rest = at.add(8);
+        let same = if HEADER == 12 {
+            copy::load::<u32>(rest.cast()) == header.1
+        } else {
+            copy::load::<u16>(rest.cast()) == header.1 as u16
+        };
+        first & same
     }
 }
 
@@ -139,6 +174,16 @@ mod tests {
         assert_eq!(to.peek(0), Some(*b"\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0cabcde\0"));
         assert_eq!(room(100, 4000 - 100).unwrap().copy_packet::<10>(header, &from), Some(15));
         assert_eq!(to.peek(8), Some(*b"\x09\x0aabcdede\0"));
+        // Where the header has a line of its own: there already, there in part, and not at all.
+        let apart = lend(180, 64);
+        for before in [header, (header.0, 7), (7, header.1), (7, 7)] {
+            assert!(lend(180, 8).poke(0, before.0) && lend(188, 4).poke(0, before.1));
+            assert_eq!(room(180, 64).unwrap().copy_packet::<12>(header, &from), Some(17));
+            assert_eq!(apart.peek(0), Some(*b"\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0cabcde\0"));
+        }
+        assert!(lend(180, 64).poke(12, 0u16));
+        assert_eq!(room(182, 62).unwrap().copy_packet::<10>(header, &from), Some(15));
+        assert_eq!(apart.peek(8), Some(*b"\x07\x08\x09\x0aabcde"));
         assert_eq!(room(100, 64).unwrap().copy_packet::<12>(header, &lend(0, 0)), None);
         from.set_more(true);
         assert_eq!(room(100, 64).unwrap().copy_packet::<12>(header, &from), None);

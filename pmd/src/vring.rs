@@ -14,7 +14,6 @@ pub mod notify;
 pub mod packed;
 mod place;
 pub mod record;
-mod reuse;
 pub mod split;
 mod track;
 mod walk;
@@ -26,14 +25,12 @@ use hugepages::{Buf, Lender, Loan, Monitor, OutOfRange, Private, Table};
 
 use crate::batch::Batch;
 use crate::spec::virtio as v;
-use crate::with_ring;
 pub use access::{Access, Checked, Mapped};
 pub use fill::Rooms;
 use iotlb::Iommu;
 use ledger::Ledger;
 use log::Written;
 pub use packed::Packed;
-use reuse::Reuse;
 pub use split::Split;
 use track::Track;
 pub use walk::Memory;
@@ -234,7 +231,6 @@ pub struct Vring<L> {
     singles: Private<[Single; RUN]>,
     /// Those that were looked at and are not popped: the next ones.
     ahead: Range<usize>,
-    reuse: Reuse,
     used: Private<[u64; RUN]>,
     fault: Option<Fault>,
     /// Nothing is to be done for single chains but what every ring does: runs of them take short cuts.
@@ -269,7 +265,6 @@ impl<L: Layout> Vring<L> {
             ledger: Ledger::new(ring.size, ring.has(v::F_IN_ORDER)),
             singles: Private::new([Single::default(); RUN]),
             ahead: 0..0,
-            reuse: Reuse::default(),
             used: Private::new([0; RUN]),
             fault: None,
             plain: true,
@@ -398,12 +393,12 @@ impl<L: Layout> Vring<L> {
         (least, longest): (u32, u32),
         weight: u64,
     ) -> (usize, u64) {
-        let Vring { layout, lender, ledger, singles, reuse, .. } = self;
+        let Vring { layout, lender, ledger, singles, .. } = self;
         let flags = if WRITABLE { v::DESC_F_WRITE } else { 0 };
         let seen = layout.look(flags, &mut singles[..most.min(RUN)]);
         let mut bytes = 0u64;
         let mut next = singles[..seen].iter();
-        let n = lender.lend_run::<WRITABLE>(out, seen, reuse.expected(), || {
+        let n = lender.lend_run::<WRITABLE>(out, seen, || {
             let &Single { addr, len, id } = next.as_slice().first()?;
             if len < least || len > longest || bytes >= weight || !ledger.take_simple(id) {
                 return None;
@@ -523,14 +518,6 @@ impl<L: Layout> Vring<L> {
             track.flush();
         }
         visible
-    }
-
-    /// Learns from the other ring of its pair, one to the driver, whether buffers come back there. Once a
-    /// burst, after it was popped.
-    #[inline(always)]
-    pub fn learn(&mut self, other: &mut AnyVring) {
-        let last = self.singles[0].addr;
-        with_ring!(other, other => self.reuse.learn(last, &mut other.reuse));
     }
 
     /// Puts back chains that were popped last and not used: all of `stash`, which holds their

@@ -123,7 +123,7 @@ class Guest(Shell):
                 "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", cpus or queues, "-m", f"{memory_mib}M,slots=4,maxmem=4G",
                 "-object", share, "-numa", "node,memdev=mem",
                 "-kernel", LAB / f"vmlinuz-{kernel}", "-initrd", LAB / f"initramfs-{kernel}.gz",
-                "-append", f"console=ttyS0 quiet panic=-1 tsc=reliable ipv6.disable=1 {append}", *iommu,
+                "-append", f"console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check ipv6.disable=1 {append}", *iommu,
                 "-chardev", f"socket,id=serial,path={serial},server=on,wait=off", "-serial", "chardev:serial",
                 "-qmp", f"unix:{qmp},server=on,wait=off"]
         if sock:

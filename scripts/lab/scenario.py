@@ -11,7 +11,7 @@ class Scenario:
     name: str
     run: typing.Callable  # takes True for the full form
     need: typing.Callable  # raises Skip
-    seconds: int  # after this much the suite ends it
+    seconds: int  # as long as it may take; the suite is patient with a busy machine
     full_seconds: int
 
     @property

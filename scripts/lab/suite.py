@@ -23,6 +23,7 @@ from place import ROOT
 from process import end_with_parent
 
 SKIPPED, UNABLE = 77, 78  # exit statuses of a scenario's process
+PATIENCE = 3  # times the seconds that a scenario needs on an idle machine, until it is ended
 
 
 TARGET = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
@@ -68,7 +69,7 @@ def interop_tests(full):
     import scenarios  # noqa: F401
     from scenario import ALL
     return [Test(s.name, "interop", scenario_argv(s.name) + (["--full"] if full else []),
-                 s.full_seconds if full else s.seconds, s.summary) for s in ALL.values() if s.name != "demo"]
+                 PATIENCE * (s.full_seconds if full else s.seconds), s.summary) for s in ALL.values() if s.name != "demo"]
 
 
 def run_one(name, full):

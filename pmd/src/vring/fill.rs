@@ -144,7 +144,6 @@ impl<L: Layout> Vring<L> {
         let seen = self.layout.look(v::DESC_F_WRITE, &mut self.singles[..most.min(RUN)]);
         let mut reach = self.lender.reach();
         for single in &self.singles[..seen] {
-            self.reuse.room(single.addr);
             if let Some(room) = reach.room(single.addr, single.len) {
                 room.prefetch();
             }

@@ -426,9 +426,6 @@ impl Queue for VhostQueue {
             return 1;
         }
         let (packets, errors, bytes) = with_ring!(&mut ring.ring, vring => receive(vring, ring.wire, out));
-        if let (true, Some(to)) = (packets > 0, &mut self.to_guest) {
-            with_ring!(&mut ring.ring, vring => vring.learn(&mut to.ring));
-        }
         if packets + errors > 0 {
             self.shunned.judge(packets, errors);
             self.counters.rx_packets.add(packets as u64);
