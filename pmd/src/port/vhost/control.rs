@@ -34,7 +34,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A port that has used up its patience gets it back after so long.
 const PATIENCE_PERIOD: Duration = Duration::from_secs(20);
 
-/// How long an `INVALIDATE` waits at the least, longer than packets are parked: what it is refused for may be
+/// How long a message waits at the least for a ring that runs, whatever messages before it waited in vain: those
+/// may have been another front-end's. Longer than packets are parked: what an `INVALIDATE` is refused for may be
 /// accessed after all.
 const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -342,15 +343,23 @@ impl Control {
         self.logging.used[usize::from(ring)] = (addr.flags & VRING_F_LOG != 0).then_some(addr.log);
     }
 
+    /// How long may be waited for these rings, all together. One that was waited for in vain before has no more
+    /// than is left.
+    fn patience(&mut self, mut rings: impl Iterator<Item = u16>, now: Instant) -> Duration {
+        let runs = rings.any(|ring| self.place(ring) == Place::Running);
+        self.patience.left(now).max(if runs { LEAST_PATIENCE } else { Duration::ZERO })
+    }
+
     /// Tells rings where to log and waits until they do.
-    fn log(&mut self, rings: impl Iterator<Item = u16> + Clone) -> Result<(), HostError> {
+    fn log(&mut self, rings: impl Iterator<Item = u16>) -> Result<(), HostError> {
         let since = Instant::now();
-        let out = rings.filter(|ring| matches!(self.rings[usize::from(*ring)], Place::Running | Place::Late));
-        for ring in out.clone() {
+        let away = |ring: &u16| matches!(self.rings[usize::from(*ring)], Place::Running | Place::Late);
+        let out: Vec<u16> = rings.filter(away).collect();
+        for &ring in &out {
             self.door(ring).log(side(ring), self.logging.target(ring));
         }
         let mut all = Ok(());
-        let patience = self.patience.left(since);
+        let patience = self.patience(out.iter().copied(), since);
         for ring in out {
             let left = patience.saturating_sub(since.elapsed());
             if let Err(stuck) = self.door(ring).logs(side(ring), left) {
@@ -441,7 +450,8 @@ impl Control {
         for ring in out.clone() {
             self.door(ring).order(side(ring), self.commands.orders(ring));
         }
-        let patience = self.patience.left(since);
+        // They all run.
+        let patience = self.patience.left(since).max(LEAST_PATIENCE);
         let mut all = Ok(());
         for ring in out {
             let left = patience.saturating_sub(since.elapsed());
@@ -588,6 +598,7 @@ impl Host for Control {
 
     fn stop(&mut self, rings: &[u16]) -> Vec<Result<u32, HostError>> {
         let since = Instant::now();
+        let patience = self.patience(rings.iter().copied(), since);
         // All are asked before any is waited for: their cores answer at the same time. Those from the
         // guest first, so that what it sends to itself still arrives.
         let mut asked: Vec<_> = rings.iter().map(|_| None).collect();
@@ -598,7 +609,6 @@ impl Host for Control {
                 }
             }
         }
-        let patience = self.patience.left(since);
         let mut bases = Vec::with_capacity(rings.len());
         for (&ring, home) in rings.iter().zip(asked) {
             if let Some((_, attendant)) = self.attendant.take_if(|(index, _)| *index == ring) {
