@@ -524,6 +524,59 @@ mod tests {
         popped.ok_or(ring.fault())
     }
 
+    /// All rings of up to 40 entries and the largest: every position, every step.
+    fn positions(mut each: impl FnMut(u16, Position, u16)) {
+        for size in (1..=40).chain([v::MAX_RING - 1, v::MAX_RING]) {
+            let near = |n: u16| size <= 40 || n < 3 || n > size - 3;
+            for at in (0..size).filter(|at| near(*at)) {
+                for wrap in [false, true] {
+                    for n in (0..=size).filter(|n| near(*n)) {
+                        each(size, Position { at, wrap }, n);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn positions_go_round_and_back_in_rings_of_every_size() {
+        positions(|size, from, n| {
+            // Places counted without end: two laps have the same wrap counter.
+            let place = u32::from(from.at) + if from.wrap { 0 } else { u32::from(size) };
+            let mut to = from;
+            to.forward(n, size);
+            let end = (place + u32::from(n)) % (2 * u32::from(size));
+            assert_eq!((u32::from(to.at), to.wrap), (end % u32::from(size), end < u32::from(size)));
+            assert_eq!(from.distance(to, size), n);
+            assert!(Position::of(to.bits().into()) == to);
+            to.back(n, size);
+            assert!(to == from);
+        });
+    }
+
+    #[test]
+    fn no_base_has_more_out_than_the_ring_has() {
+        positions(|size, used, at| {
+            for wrap in [false, true] {
+                assert!(used.distance(Position { at: at.min(size - 1), wrap }, size) <= size);
+            }
+        });
+    }
+
+    #[test]
+    fn a_descriptor_is_available_in_one_lap_and_used_in_the_other() {
+        for (flags, wrap) in (0..=u16::MAX).flat_map(|flags| [(flags, false), (flags, true)]) {
+            let word = u64::from(flags) << 48;
+            let (avail, used) = (flags & v::DESC_F_AVAIL != 0, flags & v::DESC_F_USED != 0);
+            let position = Position { at: 0, wrap };
+            assert_eq!(position.offered(flags), avail == wrap && used != wrap);
+            assert_eq!(used_by(word, wrap), avail == wrap && used == wrap);
+            // What is written as used is nobody's offer, in this lap or the next.
+            let shown = (element(word, wrap) >> 48) as u16;
+            assert!(!position.offered(shown) && !Position { at: 0, wrap: !wrap }.offered(shown));
+        }
+    }
+
     #[test]
     fn an_indirect_entry_may_say_that_it_is_written_where_it_is_read() {
         let write = v::DESC_F_WRITE;

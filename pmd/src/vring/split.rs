@@ -56,9 +56,7 @@ impl<A: Access> Split<A> {
             if index == self.next {
                 return Ok(false);
             }
-            // §2.7.13.3: never more outstanding than the ring has entries.
-            let ahead = index.wrapping_sub(self.next);
-            if index.wrapping_sub(self.published) > self.size || ahead > self.size {
+            if jumps(index, self.next, self.published, self.size) {
                 return Err(Fault::AvailJump { index, used: self.published, size: self.size });
             }
             self.seen = index;
@@ -80,6 +78,14 @@ impl<A: Access> Split<A> {
         }
         Err(Fault::Loop(walk.id))
     }
+}
+
+/// Whether a driver's index is none that it may have, when all before `next` is popped and all before
+/// `published` used. §2.7.13.3: never more outstanding than the ring has entries.
+#[inline(always)]
+fn jumps(index: u16, next: u16, published: u16, size: u16) -> bool {
+    let out = next.wrapping_sub(published);
+    index.wrapping_sub(next) > size.saturating_sub(out)
 }
 
 #[inline(always)]
@@ -318,5 +324,25 @@ impl<A: Access> Layout for Split<A> {
 
     fn base(&self) -> u32 {
         u32::from(self.next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every index, for rings of every size, with any number of chains out.
+    #[test]
+    fn an_index_is_taken_if_what_is_out_and_what_comes_fit_the_ring() {
+        for size in (0..16).map(|log| 1u16 << log) {
+            let outs = (0..=size).filter(|out| size <= 16 || *out < 2 || *out > size - 2 || *out == size / 2);
+            for (out, published) in outs.flat_map(|out| [0, 1, 40_000, 65_535].map(|at: u16| (out, at))) {
+                let next = published.wrapping_add(out);
+                for comes in 0..=u16::MAX {
+                    let fits = u32::from(out) + u32::from(comes) <= u32::from(size);
+                    assert_eq!(jumps(next.wrapping_add(comes), next, published, size), !fits);
+                }
+            }
+        }
     }
 }
