@@ -17,6 +17,7 @@ mod error;
 mod faults;
 mod forward;
 mod headers;
+mod sums;
 mod memory;
 mod ports;
 mod prompt;

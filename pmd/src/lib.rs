@@ -15,6 +15,8 @@ pub mod vhost;
 mod nic;
 pub mod port;
 pub mod worker;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 pub use batch::Batch;
 pub use port::{Port, PortError, Queue};

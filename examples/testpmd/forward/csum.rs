@@ -9,13 +9,12 @@ use std::sync::Arc;
 
 use hugepages::{Buf, Offload};
 use pmd::Batch;
-use pmd::offload::{self, Sum};
 use pmd::port::Count;
 use pmd::spec::net::{GSO_NONE, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM};
 use pmd::worker::{Outbox, QueueId, Stage};
 
 use super::{MAX_PORTS, Routes, port_queue, send_first};
-use crate::headers::{Headers, L3, be16, head_at, ip};
+use crate::sums::{complete, verify};
 
 /// Wrong checksums found by one core.
 #[derive(Debug)]
@@ -74,74 +73,13 @@ impl Stage for Csum {
     }
 }
 
-/// Stores the checksum that the packet leaves open.
-fn complete(packet: &mut Buf) -> bool {
-    let asked = packet.offload;
-    let Ok(Some(patch)) = offload::checksum(&asked, std::iter::once(&*packet)) else { return false };
-    packet.offload.flags &= !HDR_F_NEEDS_CSUM;
-    (packet.offload.csum_start, packet.offload.csum_offset) = (0, 0);
-    packet.poke(patch.at, patch.bytes)
-}
-
-/// Whether the checksums of the first packet are right: of its IPv4 header, and (if asked) of TCP or
-/// UDP. What it has none of is right.
-fn verify(batch: &Batch<Buf>, l4: bool) -> (bool, bool) {
-    let (head, n) = head_at(batch, 0);
-    let Some(h) = Headers::of(&head[..n]) else { return (true, true) };
-    let l3 = &head[h.l2_len..n];
-    if l3.len() < h.l3_len || h.l3 == L3::Other {
-        return (true, true);
-    }
-    let ip_good = h.l3 == L3::V6 || {
-        let mut sum = Sum::default();
-        sum.add(&l3[..h.l3_len]);
-        sum.verifies()
-    };
-    // UDP over IPv4 may have none.
-    let none = h.proto == ip::UDP && be16(&head[..n], h.l4() + 6) == Some(0);
-    if !l4 || h.l4_len == 0 || none {
-        return (ip_good, true);
-    }
-    let (addresses, len) = match h.l3 {
-        L3::V4 => (&l3[12..20], be16(l3, 2).map_or(0, |total| usize::from(total).saturating_sub(h.l3_len))),
-        _ => (&l3[8..40], be16(l3, 4).map_or(0, usize::from)),
-    };
-    let mut sum = Sum::default();
-    sum.add(addresses);
-    sum.add_word(u16::from(h.proto));
-    sum.add_word(len as u16);
-    (ip_good, add_packet(&mut sum, batch, h.l4(), len) && sum.verifies())
-}
-
-/// Adds `len` bytes from byte `off` of the first packet; whether there were so many.
-fn add_packet(sum: &mut Sum, batch: &Batch<Buf>, off: usize, len: usize) -> bool {
-    let (mut skip, mut left) = (off as u32, len);
-    let mut piece = [0; 512];
-    for buf in batch.iter() {
-        let mut at = skip.min(buf.len());
-        skip -= at;
-        while left > 0 {
-            let want = left.min(piece.len());
-            let n = buf.read(at, &mut piece[..want]);
-            if n == 0 {
-                break;
-            }
-            sum.add(&piece[..n]);
-            (at, left) = (at + n as u32, left - n);
-        }
-        if left == 0 || !buf.more() {
-            break;
-        }
-    }
-    left == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Sent, run_checked};
     use super::*;
     use crate::cli::Mode;
     use etherparse::PacketBuilder;
+    use pmd::offload::Sum;
 
     fn udp4() -> Vec<u8> {
         let mut out = Vec::new();

@@ -66,7 +66,7 @@ pub(crate) struct IntelRings<F> {
     tx: Transmit,
     format: PhantomData<F>,
     /// All rings, for a model of a device.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) memory: std::sync::Arc<hugepages::Table>,
 }
 
@@ -136,7 +136,7 @@ impl<F: Format> IntelRings<F> {
             rx,
             tx,
             format: PhantomData,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             memory: memory.table().clone(),
         };
         Ok(pairs.into_iter().map(rings).collect())

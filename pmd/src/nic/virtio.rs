@@ -127,8 +127,9 @@ impl<R: Ring> VirtioNet<R> {
     /// The size of ring `index`: the device's own, or less if that is wanted.
     fn size(&self, index: u16, wanted: u16) -> Result<u16, NicError> {
         let most = self.transport.queue_size(index);
-        if most == 0 {
-            return Err(NicError::Device(format!("the device has no queue {index}").into()));
+        // A command, and a header with its frame, are two descriptors.
+        if most < 2 {
+            return Err(NicError::Device(format!("queue {index} of the device has {most} entries").into()));
         }
         let size = most.min(wanted.max(2)).min(v::MAX_RING);
         Ok(if self.has(v::F_RING_PACKED) || size.is_power_of_two() {
@@ -186,7 +187,17 @@ impl<R: Ring> Control<R> {
         if self.ring.publish() {
             self.door.kick();
         }
-        let used = super::wait(PATIENCE, || !matches!(self.ring.used(), Ok(None)));
+        let mut lie = None;
+        let used = super::wait(PATIENCE, || match self.ring.used() {
+            Ok(used) => used.is_some(),
+            Err(what) => {
+                lie = Some(what);
+                true
+            }
+        });
+        if let Some(lie) = lie {
+            return Err(NicError::Device(format!("the device answers command {command:?}: {lie}").into()));
+        }
         if !used {
             return Err(NicError::Late("answer a command", PATIENCE.as_millis() as u64));
         }
@@ -244,4 +255,23 @@ impl<R: Ring + 'static> Chip for VirtioNet<R> {
     fn counters(&mut self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
+}
+
+/// Rings of `size` entries of a model of a device, and their memory.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn liar<R: Ring>(
+    regs: super::Regs,
+    features: u64,
+    size: u16,
+) -> (VirtioRings<R>, Arc<hugepages::Table>) {
+    let backing = hugepages::Backing { page: hugepages::PageSize::Base, node: None };
+    let mut memory = Memory::new(1 << 16, backing).unwrap();
+    let mut ring = |queue| {
+        let bytes = Areas::at(0, size, features, 0).end as usize;
+        let areas = Areas::at(memory.take(bytes, ALIGN), size, features, 0);
+        (R::open(&areas, memory.table()).unwrap(), transport::Door::of(Arc::clone(&regs), queue))
+    };
+    let (rx, tx) = (ring(0), ring(1));
+    let table = memory.table().clone();
+    (VirtioRings::new(rx, tx, memory, features, 4018), table)
 }

@@ -2,6 +2,8 @@
 //! guest's memory too, and their receipts come home in `reap` when it has done with them.
 
 mod keeper;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod lies;
 mod queue;
 
 use std::sync::atomic::{AtomicBool, Ordering};

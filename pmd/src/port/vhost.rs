@@ -26,6 +26,8 @@ pub(crate) mod door;
 mod filter;
 mod herald;
 mod iommu;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod lies;
 pub(crate) mod orders;
 pub(crate) mod queue;
 mod parked;

@@ -6,6 +6,7 @@
 mod conversation;
 mod dirty_log;
 mod frames;
+mod iotlb;
 mod message;
 mod record;
 #[allow(dead_code)]
@@ -40,6 +41,11 @@ fn dirty_logs() {
 #[test]
 fn frames_of_all_kinds() {
     replay("frames", frames::run);
+}
+
+#[test]
+fn translations() {
+    replay("iotlb", iotlb::run);
 }
 
 #[test]

@@ -76,6 +76,12 @@ pub(super) struct Door {
 }
 
 impl Door {
+    /// A door of a model of a device.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of(regs: Regs, queue: u16) -> Door {
+        Door { part: Part { regs, at: 0 }, queue }
+    }
+
     /// §4.1.5.2: without NOTIFICATION_DATA the queue's number is written.
     #[inline(always)]
     pub(super) fn kick(&self) {

@@ -108,8 +108,13 @@ pub(crate) struct Rings3 {
     rx_next: [Turn; 2],
     /// Descriptors of each that can be filled.
     rx_free: [u16; 2],
+    /// The next of each that the device fills.
+    rx_filled: [u16; 2],
     rx_done: Window<u64>,
     rx_taken: Turn,
+    /// All rings, for a model of a device.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) memory: std::sync::Arc<hugepages::Table>,
 }
 
 impl Rings3 {
@@ -139,8 +144,11 @@ impl Rings3 {
             rx: [head, body],
             rx_next: [Turn::new(sizes.rx); 2],
             rx_free: [sizes.rx - 1; 2],
+            rx_filled: [0; 2],
             rx_done,
             rx_taken: Turn::new(2 * sizes.rx),
+            #[cfg(any(test, fuzzing))]
+            memory: memory.table().clone(),
         }
     }
 
@@ -288,13 +296,16 @@ impl Rings for Rings3 {
         let first = self.rx_done.get(2 * usize::from(turn.at));
         let (at, ring) = (first as u16 & 0xfff, (first >> 16) as u16 & 0x3ff);
         let size = self.rx_next[0].size;
-        let buf = if ring < 2 && at < size { posted.take(ring * size + at) } else { None };
+        // In their turn: a place that is filled again while the device has a buffer there would be lost.
+        let turn = self.rx_filled.get(usize::from(ring)).is_some_and(|next| *next == at);
+        let buf = if turn { posted.take(ring * size + at) } else { None };
         let Some(mut buf) = buf else {
             return Err(Broken(
-                format!("it filled buffer {at} of ring {ring}, which it does not have").into(),
+                format!("it filled buffer {at} of ring {ring}, which is not its next").into(),
             ));
         };
         self.rx_taken.advance();
+        self.rx_filled[usize::from(ring)] = if at + 1 == size { 0 } else { at + 1 };
         self.rx_free[usize::from(ring)] += 1;
         let last = first & DONE_LAST != 0;
         buf.truncate(word as u32 & 0x3fff);
@@ -304,5 +315,56 @@ impl Rings for Rings3 {
         }
         let damaged = word & DONE_ERROR != 0;
         Ok(Some(if damaged { Arrival::Damaged(buf) } else { Arrival::Piece(buf) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hugepages::{Backing, PageSize, Pool};
+
+    use super::*;
+
+    struct Deaf;
+
+    impl crate::nic::Registers for Deaf {
+        fn read(&self, _: u32, _: u32) -> u32 {
+            0
+        }
+        fn write(&self, _: u32, _: u32, _: u32) {}
+    }
+
+    #[test]
+    fn a_buffer_filled_out_of_its_turn_is_a_lie() {
+        let backing = Backing { page: PageSize::Base, node: None };
+        let sizes = Sizes { tx: STEP, rx: STEP };
+        let memory = Memory::new(sizes.bytes(), backing).unwrap();
+        let mut rings = Rings3::new(std::sync::Arc::new(Deaf), memory, sizes);
+        let (mut pool, _) = Pool::new(128, 2048, backing).unwrap();
+        let mut posted = Slots::new(rings.rx_size() + 2);
+        let mut fill = |rings: &mut Rings3, posted: &mut Slots| {
+            while posted.len() < usize::from(rings.rx_size()) {
+                let empty = pool.take().unwrap();
+                posted.put(rings.post(&empty), empty);
+            }
+        };
+        fill(&mut rings, &mut posted);
+        let done = |rings: &Rings3, entry: usize, at: u64, ring: u64| {
+            rings.rx_done.set(2 * entry, at | DONE_LAST | ring << 16);
+            rings.rx_done.set(2 * entry + 1, DONE_GENERATION | 60);
+        };
+        // In turn, of each ring.
+        for (entry, (at, ring)) in [(0, 0), (1, 0), (0, 1)].into_iter().enumerate() {
+            done(&rings, entry, at, ring);
+            let Ok(Some(Arrival::Piece(buf))) = rings.received(&mut posted) else { panic!("entry {entry}") };
+            drop(buf);
+            fill(&mut rings, &mut posted);
+        }
+        for (at, ring) in [(5, 0), (1, 0), (0, 1), (STEP.into(), 0), (0, 2), (0xfff, 0x3ff)] {
+            done(&rings, 3, at, ring);
+            assert!(rings.received(&mut posted).is_err(), "buffer {at} of ring {ring}");
+        }
+        done(&rings, 3, 2, 0);
+        assert!(matches!(rings.received(&mut posted), Ok(Some(_))));
+        fill(&mut rings, &mut posted);
     }
 }
