@@ -2,12 +2,17 @@
 //! begins anew with one that hangs.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+
+#[cfg(loom)]
+use loom::sync::atomic::AtomicBool;
 
 use super::Shared;
 use crate::nic::{Chip, NicError, Setup, wait};
@@ -107,4 +112,44 @@ fn attend<C: Chip>(chip: &Mutex<C>, setup: &Setup, doors: &[Arc<Door<C::Rings>>]
 
 fn failed(name: &str, e: &NicError) {
     tracing::error!("{name}: does not start again: {e}");
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::sync::atomic::AtomicU32;
+    use loom::thread;
+
+    use super::*;
+
+    /// A device is started only when its queue holds nothing; its new rings are taken once.
+    #[test]
+    fn loom_new_rings_come_when_nothing_is_held_and_once() {
+        loom::model(|| {
+            let door = loom::sync::Arc::new(Door::<u32>::default());
+            let held = loom::sync::Arc::new(AtomicU32::new(1));
+            let (there, has) = (door.clone(), held.clone());
+            let queue = thread::spawn(move || {
+                has.store(0, Ordering::Relaxed);
+                (0..2).filter_map(|_| there.call()).count()
+            });
+            let start = || {
+                let idle = door.idle.load(Ordering::Acquire);
+                if idle {
+                    assert_eq!(held.load(Ordering::Relaxed), 0, "something is held");
+                    *door.rings.lock().unwrap() = Some(7);
+                }
+                idle
+            };
+            let started = start();
+            let taken = queue.join().unwrap();
+            if started {
+                let rest = usize::from(door.call().is_some());
+                assert_eq!(taken + rest, 1);
+                // What was taken is in use: nobody may start it anew.
+                assert!(taken == 0 || !door.idle.load(Ordering::Acquire) || rest == 0);
+            } else {
+                assert_eq!(taken, 0);
+            }
+        });
+    }
 }

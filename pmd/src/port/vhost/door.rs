@@ -6,9 +6,14 @@
 //! A ring is owned by one side at any time.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+#[cfg(loom)]
+use loom::sync::atomic::AtomicBool;
 
 use super::herald::Herald;
 use super::iommu::MAX_ASKS;
@@ -395,5 +400,44 @@ impl Inside {
         }
         drop(board);
         self.0.answered.notify_all();
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::vring::iotlb::Miss;
+
+    /// What a queue says reaches its control side, which looks only when it was called.
+    #[test]
+    fn loom_what_a_queue_wants_is_heard() {
+        loom::model(|| {
+            let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+            let caller = Arc::new(Caller::new(Arc::clone(&bell)));
+            let (door, inside) = Door::new(Some(Arc::clone(&caller))).unwrap();
+            let queue = thread::spawn(move || {
+                for iova in 0..2 {
+                    inside.want(&mut vec![Want::Translation(Miss { iova, perm: 1 })]);
+                }
+            });
+            // As the control thread: awake because of the descriptor, or because of something else.
+            let look = |heard: &mut usize| {
+                let _ = rustix::io::read(&bell, &mut [0; 8]);
+                if caller.called() {
+                    *heard += door.wants().len();
+                }
+            };
+            let mut heard = 0;
+            look(&mut heard);
+            look(&mut heard);
+            queue.join().unwrap();
+            while rustix::io::read(&bell, &mut [0; 8]).is_ok() {
+                look(&mut heard);
+            }
+            assert_eq!(heard, 2);
+        });
     }
 }
