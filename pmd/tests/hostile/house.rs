@@ -21,7 +21,8 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use pmd::spec::vhost_user::{VringAddr, id};
 use zerocopy::IntoBytes;
 
-use crate::guest::{FORMS, Guest, PACKED, Traffic, rung};
+use crate::device::Device;
+use crate::guest::{Clock, FORMS, Guest, PACKED, Traffic, rung};
 
 /// The longest that a frame of the neighbour may be away. It shares two cores with everything else here.
 const WORST: Duration = Duration::from_secs(2);
@@ -29,21 +30,27 @@ const WORST: Duration = Duration::from_secs(2);
 /// One case at a time: descriptors and mappings of the process are counted.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// Sends every packet back where it came from.
-struct Back;
+/// Sends every packet back where it came from; those of the target to a device instead, while one listens.
+struct Back {
+    device: Option<Device>,
+}
+
+const TARGET: QueueId = QueueId(0);
+const DEVICE: QueueId = QueueId(u16::MAX / 2);
 
 impl worker::Stage for Back {
     fn burst(&mut self, from: QueueId, batch: &mut Batch<Buf>, out: &mut Outbox) {
-        out.send_all(from, batch);
+        let listens = from == TARGET && self.device.as_ref().is_some_and(Device::listens);
+        out.send_all(if listens { DEVICE } else { from }, batch);
     }
 }
 
 /// Waits until `done`.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let since = Instant::now();
+    let mut clock = Clock::new();
     while !done() {
-        assert!(since.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        assert!(clock.look() < Duration::from_secs(20), "waited in vain: {what}");
         std::thread::sleep(Duration::from_micros(200));
     }
 }
@@ -148,6 +155,11 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) fn new(name: &str, edit: impl FnOnce(&mut Config)) -> House {
+        House::with(name, edit, None)
+    }
+
+    /// The same, with a device beside them on their core.
+    pub(crate) fn with(name: &str, edit: impl FnOnce(&mut Config), device: Option<Device>) -> House {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         hugepages::sigbus::install().unwrap();
         // Once for the process.
@@ -163,10 +175,13 @@ impl House {
         let mut neighbour = Vhost::new("neighbour", other, &server.handle()).unwrap();
         let backing = Backing { page: PageSize::Base, node: None };
         let config = worker::Config { frames: 256, large_frames: 8, backing, ..Default::default() };
-        let core = Worker::spawn(config, Box::new(Back)).unwrap();
+        let core = Worker::spawn(config, Box::new(Back { device: device.clone() })).unwrap();
         let ports = target.start(queues).unwrap().into_iter().chain(neighbour.start(1).unwrap());
         for (i, queue) in ports.enumerate() {
             core.attach(QueueId(i as u16), queue).unwrap();
+        }
+        if let Some(device) = device {
+            core.attach(DEVICE, device.queue()).unwrap();
         }
         core.start().unwrap();
         let mut house = House {
@@ -229,10 +244,8 @@ impl House {
     /// front-ends of the target are served.
     #[track_caller]
     pub(crate) fn stands(&self, what: &str) {
-        let since = Instant::now();
         self.serves();
         self.stands_beside(what);
-        assert!(since.elapsed() < Duration::from_secs(10), "{what}: {:?}", since.elapsed());
         eventually("rest", || !self.target.link().up);
     }
 

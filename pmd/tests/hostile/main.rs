@@ -11,12 +11,18 @@
 //! - `messages`: M, the socket
 //! - `memory`: files that shrink
 //! - `rings`: T, the rings
+//! - `iommu`: M12, addresses of the guest's IOMMU that change while they are used
+//! - `device`: Z, a device that reads frames where they lie, and sits on them
 //! - `race`: T9, rings that change while they are read
+//! - `fair`: what a neighbour keeps of its rate, a run by hand
 //! - `soak`: any of these, one after the other, for as long as one likes
 
+mod device;
+mod fair;
 mod front;
 mod guest;
 mod house;
+mod iommu;
 mod memory;
 mod messages;
 mod race;

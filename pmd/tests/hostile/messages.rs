@@ -310,17 +310,7 @@ fn m14_stops_in_the_middle_of_a_burst() {
     for features in FORMS {
         for burst in 0..40u16 {
             let mut guest = at_work(&house, features);
-            let raw = guest.raw(1);
-            for i in 0..burst {
-                let lap = if guest.packed() { pmd::vring::driver::Raw::avail_bits(true) } else { 0 };
-                let addr = GUEST + (1 << 20) + u64::from(i) * 2048;
-                raw.set_desc(i, pmd::vring::driver::Desc { addr, len: 76, flags: lap, tag: i });
-                if !guest.packed() {
-                    raw.set_avail(i, i);
-                    raw.set_avail_idx(i + 1);
-                }
-            }
-            guest.kick();
+            guest.burst(burst);
             match burst % 4 {
                 0 => assert!(guest.stop_ring(1).is_some()),
                 1 => assert_eq!(guest.front.tell(id::SET_VRING_ENABLE, &state(1, 0), &[]), Some(true)),
