@@ -1,7 +1,8 @@
 //! What a packet costs as a guest grows: the calls of a vhost queue that sends frames of 60 bytes back,
 //! guest's side included, all on one core, in bursts of 32. Nanoseconds a packet, the least of many rounds.
 //!
-//!   regions  the guest's memory in 1 to 509 regions, every buffer in one chosen by chance
+//!   regions  the guest's memory in 1 to 509 regions: all buffers in one, or every buffer in one chosen by
+//!            chance
 //!   pairs    one port with 1 to 128 queue pairs, all busy in turns, and a `virtio_user` port that is
 //!            connected to it over its socket
 //!
@@ -54,13 +55,35 @@ fn table(map: Map, rings: u64, n: u64) -> Outcome<(Arc<Table>, impl Fn(u64) -> u
     Ok((Arc::new(Table::new((0..n).map(region).collect())?), gpa))
 }
 
-/// Nanoseconds a packet with the guest's memory in `n` regions.
-fn scattered(n: u64, packed: bool) -> Outcome<f64> {
-    let features = F_VERSION_1 | F_MRG_RXBUF | if packed { F_RING_PACKED } else { 0 };
+/// The same with all pages in the first of `n` regions.
+fn together(map: Map, rings: u64, n: u64) -> Outcome<(Arc<Table>, impl Fn(u64) -> u64)> {
+    let (others, _) = Map::shared_or_base((n * PAGE) as usize, Backing::default())?;
+    let (len, map, others) = (map.len() as u64, Arc::new(map), Arc::new(others));
+    let mut regions = vec![Region { gpa: 0, len, user: 0, map, at: 0 }];
+    for i in 1..n {
+        let (gpa, at, map) = (len + i * GAP, (i * PAGE) as usize, Arc::clone(&others));
+        regions.push(Region { gpa, len: PAGE, user: gpa, map, at });
+    }
+    Ok((Arc::new(Table::new(regions)?), move |page| rings + page * PAGE))
+}
+
+/// Nanoseconds a packet with the guest's memory in `n` regions, and its buffers in one or in all of them.
+fn regions_of(n: u64, packed: bool, scatter: bool) -> Outcome<f64> {
     let rings = 2 * ring_bytes(SIZE);
     let (map, _) = Map::shared_or_base((rings + PAGES * PAGE) as usize, Backing::default())?;
-    let (table, gpa) = table(map, rings, n)?;
-    let near = |at, way, len| Near::new(&table, at, SIZE, features, way, (0, 0, len));
+    if scatter {
+        let (table, gpa) = table(map, rings, n)?;
+        there_and_back(packed, &table, gpa)
+    } else {
+        let (table, gpa) = together(map, rings, n)?;
+        there_and_back(packed, &table, gpa)
+    }
+}
+
+/// Nanoseconds a packet with buffers in all pages, whose guest addresses `gpa` tells.
+fn there_and_back(packed: bool, table: &Arc<Table>, gpa: impl Fn(u64) -> u64) -> Outcome<f64> {
+    let features = F_VERSION_1 | F_MRG_RXBUF | if packed { F_RING_PACKED } else { 0 };
+    let near = |at, way, len| Near::new(table, at, SIZE, features, way, (0, 0, len));
     let mut transmit = near(0, Way::FromDriver, 72);
     let mut receive = near(ring_bytes(SIZE), Way::ToDriver, BUFFER as u32);
     // A permutation of the buffers, the same for every number of regions.
@@ -71,7 +94,7 @@ fn scattered(n: u64, packed: bool) -> Outcome<f64> {
     };
     transmit.scatter(|i| place(u64::from(i)));
     receive.scatter(|i| place(u64::from(i + SIZE)));
-    let open = |near: &Near| AnyVring::open(&near.layout, &table);
+    let open = |near: &Near| AnyVring::open(&near.layout, table);
     let mut queue = local("scattered", features, Some(open(&transmit)?), Some(open(&receive)?))?;
     let (mut batch, mut loans) = (Batch::<Buf>::default(), Batch::<Loan>::default());
     queue.reap(&mut loans);
@@ -93,10 +116,15 @@ fn scattered(n: u64, packed: bool) -> Outcome<f64> {
 }
 
 fn regions() -> Outcome {
-    println!("\nmemory in so many regions: ns a packet");
-    println!("{:>7}  {:>6}  {:>6}", "regions", "split", "packed");
+    println!("\nmemory in so many regions, all buffers in one, and in all by chance: ns a packet");
+    println!(
+        "{:>7}  {:>6}  {:>6}  {:>12}  {:>13}",
+        "regions", "split", "packed", "split, all", "packed, all"
+    );
     for n in [1, 2, 8, 64, MAX_REGIONS as u64] {
-        println!("{n:>7}  {:>6.1}  {:>6.1}", scattered(n, false)?, scattered(n, true)?);
+        let [split, packed] = [false, true].map(|packed| regions_of(n, packed, false));
+        let [split_all, packed_all] = [false, true].map(|packed| regions_of(n, packed, true));
+        println!("{n:>7}  {:>6.1}  {:>6.1}  {:>12.1}  {:>13.1}", split?, packed?, split_all?, packed_all?);
     }
     Ok(())
 }
