@@ -1,3 +1,4 @@
 //! What the applications share, and the switch.
 
+pub mod devices;
 pub mod vswitch;

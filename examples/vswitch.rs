@@ -1,5 +1,21 @@
 //! A virtual switch that is driven as Open vSwitch is. In reading order:
 //!
 //! - [`flow`]: fields, keys, matches, actions: the words all others use
+//! - [`packet`]: frames read into keys, and rewritten
+//! - [`pipeline`]: tables, groups, meters: from a packet to what is done with it
+//! - [`conntrack`]: connections, zones, NAT
+//! - [`bridge`]: the control side: bridges, ports, flows, and what cores keep of translations
+//! - [`cache`]: what a core keeps of translations
+//! - [`datapath`]: the stage of a core
+//! - [`runner`]: devices on ports, and the core that serves them
+//! - [`config`]: the file of the standalone mode
 
 pub mod flow;
+pub mod packet;
+pub mod pipeline;
+pub mod conntrack;
+pub mod bridge;
+pub mod cache;
+pub mod datapath;
+pub mod runner;
+pub mod config;

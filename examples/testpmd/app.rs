@@ -92,7 +92,7 @@ impl App {
         if self.ports.len() >= MAX_PORTS {
             return Err(Error::Usage(format!("{MAX_PORTS} ports exist, the most there can be")));
         }
-        let port = self.maker.make(&vdev, &self.options)?;
+        let port = self.maker.make(&vdev, &self.options.rings())?;
         self.ports.push(Some(Slot { vdev, port, started: None, shown: None, told: None }));
         Ok(self.ports.len() - 1)
     }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::Error;
+use crate::ports::Rings;
 use crate::vdev::{self, Vdev};
 
 pub(crate) use cores::Lcore;
@@ -304,6 +305,11 @@ impl Options {
     /// Largest payload of a frame: `--max-pkt-len` less Ethernet and check sequence.
     pub(crate) fn mtu(&self) -> u32 {
         self.max_pkt_len - 18
+    }
+
+    /// What ports have that are not told otherwise.
+    pub(crate) fn rings(&self) -> Rings {
+        Rings { rxd: self.rxd, txd: self.txd, queues: self.rxq.max(self.txq), mtu: self.mtu() }
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -1,7 +1,6 @@
 //! testpmd: ports in, ports out, in the words of DPDK's application of that name.
 //!
-//! - `cli`, `vdev`, `faults`: the command line and the ports it names
-//! - `memory`, `ports`: what they are made of, and how
+//! - `cli`: the command line; the ports it names are made by `examples::devices`
 //! - `streams`: which queue feeds which, on which core
 //! - `forward`, `headers`: what is done to packets, one mode per file
 //! - `app`: ports and cores while they live; start, stop, show
@@ -13,18 +12,13 @@ mod app;
 mod cli;
 mod command;
 mod demo;
-mod error;
-mod faults;
 mod forward;
 mod headers;
 mod sums;
-mod memory;
-mod ports;
 mod prompt;
 mod session;
 mod streams;
 mod text;
-mod vdev;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -37,7 +31,8 @@ use ports::Maker;
 use prompt::Events;
 use session::Session;
 
-pub(crate) use error::Error;
+pub(crate) use examples::devices::Error;
+use examples::devices::{memory, ports, vdev};
 
 fn main() -> ExitCode {
     match run() {

@@ -236,6 +236,7 @@ MplsTc "mpls_tc" "" none oxm(35) 3/1 Exact Decimal Mpls Write MPLS, 41;
 MplsBos "mpls_bos" "" none oxm(36) 1/1 Exact Decimal Mpls Read MPLS, 40;
 MplsTtl "mpls_ttl" "" nx(30) none 8/1 Exact Decimal Mpls Write MPLS, 32;
 MplsLse1 "mpls_lse1" "" none none 32/4 Masked Hex Mpls Read MPLS, 0;
+MplsLse "mpls_lse" "" none none 32/4 Masked Hex Mpls Read MPLS, 32;
 NwSrc "ip_src" "nw_src" nxm(7) oxm(11) 32/4 Masked Ipv4 Ipv4 Write IP4, 32;
 NwDst "ip_dst" "nw_dst" nxm(8) oxm(12) 32/4 Masked Ipv4 Ipv4 Write IP4, 0;
 Ipv6Src "ipv6_src" "" nx(19) oxm(26) 128/16 Masked Ipv6 Ipv6 Write SRC6, 0;

@@ -227,6 +227,12 @@ impl Key {
         }
     }
 
+    /// Sets just these bits of a field, of a mask.
+    pub fn mark_raw(&mut self, field: Field, bits: u128) {
+        let old = self.lie(field);
+        self.lay(field, old | bits & ones(Key::width(field)));
+    }
+
     /// The bits of it that `mask` has.
     #[inline]
     pub fn masked(&self, mask: &Mask) -> Key {

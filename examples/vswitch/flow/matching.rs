@@ -143,6 +143,19 @@ impl Match {
         out
     }
 
+    /// The text of a mask of packets in the datapath: what all of them say comes first.
+    pub fn megaflow_text(&self) -> String {
+        let mut rest = *self;
+        rest.key.lay(Field::RecircId, 0);
+        rest.mask.lay(Field::RecircId, 0);
+        let recirc = format!("recirc_id={}", hex(self.key.lie(Field::RecircId)));
+        let rest = rest.text(DEFAULT_PRIORITY, &Numbers);
+        // Connections are said before the type.
+        let parts: Vec<&str> = rest.split(',').filter(|p| !p.is_empty()).collect();
+        let (tracked, others) = parts.split_at(parts.iter().take_while(|p| p.starts_with("ct_")).count());
+        [&[recirc.as_str()], tracked, &["eth"], others].concat().join(",")
+    }
+
     /// The text of it, as `ovs-ofctl dump-flows` prints it, after `priority=` unless that is usual.
     pub fn text(&self, priority: u16, names: &dyn Names) -> String {
         let mut out = Text { out: String::new(), of: self, names };

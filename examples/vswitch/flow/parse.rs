@@ -1,8 +1,8 @@
 //! Actions and flows from the text that `ovs-ofctl` takes.
 
 use super::action::{
-    Action, Controller, Ct, Flow, From, Learn, Nat, Reason, SAME_TABLE, Side, Spec, To, WHOLE_PACKET, Zone,
-    port,
+    Action, Bundle, Controller, Ct, Flow, From, Hash, Learn, Multipath, Nat, Reason, SAME_TABLE, Side, Spec,
+    To, WHOLE_PACKET, Zone, port,
 };
 use super::fields::{Field, Subfield};
 use super::matching::Match;
@@ -142,6 +142,8 @@ fn parse_action(part: &str, names: &dyn Names) -> Out<Action> {
         "resubmit" => resubmit(part, arg, names)?,
         "learn" => Action::Learn(Box::new(learn(arg, names)?)),
         "conjunction" => conjunction(arg)?,
+        "multipath" => multipath(arg)?,
+        "bundle" | "bundle_load" => bundle(arg, names)?,
         "fin_timeout" => {
             let (mut idle, mut hard) = (0, 0);
             for part in split(arg) {
@@ -263,6 +265,57 @@ fn conjunction(arg: &str) -> Out<Action> {
         return bad(format!("conjunction({arg}): clauses are 1 to n, n from 2 to 64"));
     }
     Ok(Action::Conjunction { id: number(id)?, clause: clause - 1, clauses })
+}
+
+fn hash(text: &str) -> Out<Hash> {
+    let found = Hash::NAMES.iter().find(|(name, _)| *name == text);
+    found.map_or_else(|| bad(format!("{text}: unknown fields to hash")), |(_, hash)| Ok(*hash))
+}
+
+fn multipath(arg: &str) -> Out<Action> {
+    let parts: Vec<&str> = arg.split(',').map(str::trim).collect();
+    let [fields, basis, algorithm, links, more, dst] = parts[..] else {
+        return bad(format!(
+            "multipath({arg}): needs fields, basis, algorithm, links, argument, destination"
+        ));
+    };
+    let algorithm = ["modulo_n", "hash_threshold", "hrw", "iter_hash"].iter().position(|a| *a == algorithm);
+    let links: u32 = number(links)?;
+    let (Some(algorithm), 1..=0x1_0000) = (algorithm, links) else {
+        return bad(format!("multipath({arg}): unknown algorithm, or links not 1 to 65536"));
+    };
+    Ok(Action::Multipath(Box::new(Multipath {
+        fields: hash(fields)?,
+        basis: number(basis)?,
+        algorithm: algorithm as u16,
+        max_link: (links - 1) as u16,
+        arg: number(more)?,
+        dst: parse_subfield(dst)?,
+    })))
+}
+
+fn bundle(arg: &str, names: &dyn Names) -> Out<Action> {
+    let (head, members) = match arg.split_once("members:").or_else(|| arg.split_once("slaves:")) {
+        Some((head, members)) => (head.trim_end_matches(','), members),
+        None => return bad(format!("bundle({arg}): needs members:")),
+    };
+    let parts: Vec<&str> = head.split(',').map(str::trim).collect();
+    let (fields, basis, algorithm, dst) = match parts[..] {
+        [fields, basis, algorithm, "ofport"] => (fields, basis, algorithm, None),
+        [fields, basis, algorithm, "ofport", dst] => (fields, basis, algorithm, Some(parse_subfield(dst)?)),
+        _ => return bad(format!("bundle({arg}): needs fields, basis, algorithm, ofport")),
+    };
+    if !matches!(algorithm, "hrw" | "active_backup") {
+        return bad(format!("bundle({arg}): unknown algorithm {algorithm}"));
+    }
+    let slaves = members.split(',').filter(|m| !m.trim().is_empty()).map(|m| parse_port(m.trim(), names));
+    Ok(Action::Bundle(Box::new(Bundle {
+        fields: hash(fields)?,
+        basis: number(basis)?,
+        active_backup: algorithm == "active_backup",
+        slaves: slaves.collect::<Out<_>>()?,
+        dst,
+    })))
 }
 
 fn learn(arg: &str, names: &dyn Names) -> Out<Learn> {
@@ -455,6 +508,7 @@ mod tests {
             "clone(output:1,output:2),write_actions(output:3),clear_actions",
             "controller(max_len=100,id=5,userdata=01.02,pause)",
             "output(port=3,max_len=100),output:NXM_NX_REG0[],check_pkt_larger(1500)->NXM_NX_REG0[4]",
+            "multipath(eth_src,50,modulo_n,4,0,NXM_NX_REG0[]),bundle(nw_src,0,hrw,ofport,members:4,8)",
             "conjunction(7,1/2),note:00.01,set_tunnel:0x5,exit",
         ] {
             let read = parse_actions(text, &Numbers).unwrap_or_else(|e| panic!("{text}: {e}"));

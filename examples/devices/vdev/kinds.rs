@@ -4,13 +4,13 @@ use super::Form;
 
 /// A key of a kind of port.
 #[derive(Debug)]
-pub(crate) struct Key {
+pub(super) struct Key {
     /// As it is spelled.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// What its value may be.
-    pub(crate) form: Form,
+    pub form: Form,
     /// What it does, for `--help`.
-    pub(crate) about: &'static str,
+    pub about: &'static str,
 }
 
 const fn key(name: &'static str, form: Form, about: &'static str) -> Key {
@@ -19,24 +19,24 @@ const fn key(name: &'static str, form: Form, about: &'static str) -> Key {
 
 /// A kind of port.
 #[derive(Debug)]
-pub(crate) struct Kind {
+pub(super) struct Kind {
     /// Without the number and without `net_`.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// What it is, for `--help`.
-    pub(crate) about: &'static str,
+    pub about: &'static str,
     /// Its own keys.
-    pub(crate) keys: &'static [Key],
+    pub keys: &'static [Key],
     /// Keys without which it cannot be.
-    pub(crate) required: &'static [&'static str],
+    pub required: &'static [&'static str],
     /// Keys of DPDK's port of that name that have nothing to act on here.
-    pub(crate) meaningless: &'static [&'static str],
+    pub meaningless: &'static [&'static str],
 }
 
 const QUEUES: Key = key("queues", Form::Number(1, 128), "queue pairs");
 const MAC: Key = key("mac", Form::Mac, "its MAC address; made from its name unless given");
 
 /// Every kind of port, in the order of `--help`.
-pub(crate) const KINDS: &[Kind] = &[
+pub(super) const KINDS: &[Kind] = &[
     Kind {
         name: "vhost",
         about: "a virtual machine or container connects here over vhost-user",
@@ -185,7 +185,7 @@ pub(crate) const KINDS: &[Kind] = &[
 ];
 
 /// Keys that any port takes: a port around the port.
-pub(crate) const WRAPPERS: &[Key] = &[
+pub(super) const WRAPPERS: &[Key] = &[
     key("tracer", Form::Text, "1: a line for every packet on standard error; otherwise the file it goes to"),
     key("record", Form::Text, "capture file for the frames of both directions"),
     key("gro", Form::Flag, "1: join TCP segments that it receives, for far ports that take large packets"),
@@ -193,7 +193,7 @@ pub(crate) const WRAPPERS: &[Key] = &[
 ];
 
 /// The kinds and keys of ports, for `--help`.
-pub(crate) fn help() -> String {
+pub fn help() -> String {
     let mut out = String::from("Kinds of ports (--vdev KIND<N>,key=value,...; net_KIND<N> is the same):\n");
     for kind in KINDS {
         out += &format!("  {}<N>  {}\n", kind.name, kind.about);

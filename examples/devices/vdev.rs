@@ -4,13 +4,13 @@ mod kinds;
 
 use std::fmt;
 
-use crate::{Error, faults};
-pub(crate) use kinds::help;
+use super::{Error, faults};
+pub use kinds::help;
 use kinds::{KINDS, Kind, WRAPPERS};
 
 /// What a value of a key may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Form {
+pub enum Form {
     /// Any text.
     Text,
     /// 0 or 1.
@@ -21,7 +21,7 @@ pub(crate) enum Form {
     Mode,
     /// `xx:xx:xx:xx:xx:xx`.
     Mac,
-    /// What [`crate::faults`] reads.
+    /// What `faults` reads.
     Faults,
 }
 
@@ -40,15 +40,15 @@ impl fmt::Display for Form {
 
 /// A port to be made.
 #[derive(Clone, Debug)]
-pub(crate) struct Vdev {
+pub struct Vdev {
     /// As DPDK spells it: `net_vhost0`.
-    pub(crate) name: String,
+    pub name: String,
     /// Which of [`KINDS`].
-    pub(crate) kind: &'static str,
+    pub kind: &'static str,
     /// As given, after the name: what `show port info` calls devargs.
-    pub(crate) devargs: String,
+    pub devargs: String,
     /// What was given that means nothing here.
-    pub(crate) ignored: Vec<String>,
+    pub ignored: Vec<String>,
     args: Vec<(&'static str, String)>,
 }
 
@@ -57,7 +57,7 @@ impl Vdev {
     ///
     /// # Errors
     /// One line that names the kind, key or value and what is allowed.
-    pub(crate) fn parse(text: &str) -> Result<Vdev, Error> {
+    pub fn parse(text: &str) -> Result<Vdev, Error> {
         if let Some(vdev) = Vdev::parse_pci(text) {
             return vdev;
         }
@@ -107,32 +107,32 @@ impl Vdev {
     }
 
     /// Values of a key that may be given again and again.
-    pub(crate) fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
+    pub fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
         self.args.iter().filter(move |(k, _)| *k == name).map(|(_, v)| v.as_str())
     }
 
     /// The last value of a key.
-    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+    pub fn text(&self, name: &str) -> Option<&str> {
         self.texts(name).last()
     }
 
     /// Permissions, checked when they were read.
-    pub(crate) fn mode(&self, name: &str) -> Option<u32> {
+    pub fn mode(&self, name: &str) -> Option<u32> {
         self.text(name).and_then(mode)
     }
 
     /// A number, checked when it was read.
-    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+    pub fn number(&self, name: &str) -> Option<u64> {
         self.text(name).and_then(number)
     }
 
     /// A flag, checked when it was read.
-    pub(crate) fn flag(&self, name: &str) -> Option<bool> {
+    pub fn flag(&self, name: &str) -> Option<bool> {
         self.text(name).map(|v| v == "1")
     }
 
     /// A MAC address, checked when it was read.
-    pub(crate) fn mac(&self, name: &str) -> Option<[u8; 6]> {
+    pub fn mac(&self, name: &str) -> Option<[u8; 6]> {
         self.text(name).and_then(mac)
     }
 }
@@ -169,7 +169,7 @@ fn mode(text: &str) -> Option<u32> {
 }
 
 /// Reads a whole number; `k`, `M` and `G` multiply by powers of a thousand.
-pub(crate) fn number(text: &str) -> Option<u64> {
+pub fn number(text: &str) -> Option<u64> {
     let (digits, factor) = match text.as_bytes().last()? {
         b'k' | b'K' => (&text[..text.len() - 1], 1_000),
         b'M' => (&text[..text.len() - 1], 1_000_000),
@@ -197,7 +197,7 @@ fn pci(text: &str) -> Option<String> {
 }
 
 /// Reads `xx:xx:xx:xx:xx:xx`.
-pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
+pub fn mac(text: &str) -> Option<[u8; 6]> {
     let mut out = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut out {

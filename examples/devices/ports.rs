@@ -6,13 +6,25 @@ use pmd::confine::User;
 use pmd::port::{afxdp, fault, generator, gro, nic, null, pcap, tap, tracer, vhost, virtio_user};
 use pmd::vhost::{Access, Server, Socket};
 
-use crate::Error;
-use crate::cli::Options;
-use crate::faults;
-use crate::vdev::Vdev;
+use super::Error;
+use super::faults;
+use super::vdev::Vdev;
+
+/// What ports have that are not told otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Rings {
+    /// Entries of a receive ring; 0: what the port usually has.
+    pub rxd: u16,
+    /// The same for sending.
+    pub txd: u16,
+    /// Queues.
+    pub queues: u16,
+    /// Bytes of the largest packet, after the Ethernet header.
+    pub mtu: u32,
+}
 
 /// Makes ports.
-pub(crate) struct Maker {
+pub struct Maker {
     /// What their buffers are made of.
     backing: Backing,
     /// Serves the sockets of all vhost ports; started for the first. Outlives the ports it serves.
@@ -21,12 +33,12 @@ pub(crate) struct Maker {
 
 impl Maker {
     /// Makes ports whose buffers are in such pages.
-    pub(crate) fn new(backing: Backing) -> Maker {
+    pub fn new(backing: Backing) -> Maker {
         Maker { backing, server: None }
     }
 
     /// What buffers are made of.
-    pub(crate) fn backing(&self) -> Backing {
+    pub fn backing(&self) -> Backing {
         self.backing
     }
 
@@ -34,15 +46,15 @@ impl Maker {
     ///
     /// # Errors
     /// When the port refuses its keys, or the system refuses what it needs.
-    pub(crate) fn make(&mut self, vdev: &Vdev, options: &Options) -> Result<Box<dyn Port>, Error> {
+    pub fn make(&mut self, vdev: &Vdev, rings: &Rings) -> Result<Box<dyn Port>, Error> {
         let name = vdev.name.as_str();
         let mut port: Box<dyn Port> = match vdev.kind {
             "null" => Box::new(null::Null::new(name, self.null(vdev))?),
             "generator" => Box::new(generator::Generator::new(name, self.generator(vdev))?),
-            "nic" => nic::new(name, vdev.text("pci").unwrap_or_default(), self.nic(vdev, options))?,
+            "nic" => nic::new(name, vdev.text("pci").unwrap_or_default(), self.nic(vdev, rings))?,
             "tap" => Box::new(tap::Tap::new(name, self.tap(vdev))?),
             "af_xdp" => Box::new(afxdp::Afxdp::new(name, self.afxdp(vdev)?)?),
-            "dpdk" => self.dpdk_port(vdev, options)?,
+            "dpdk" => self.dpdk_port(vdev, rings)?,
             "pcap" => Box::new(pcap::Pcap::new(name, self.pcap(vdev))?),
             "vhost" => {
                 let server = match self.server.take() {
@@ -50,9 +62,9 @@ impl Maker {
                     None => Server::start().map_err(|e| Error::Usage(e.to_string()))?,
                 };
                 let handle = self.server.insert(server).handle();
-                Box::new(vhost::Vhost::new(name, vhost(vdev, options)?, &handle)?)
+                Box::new(vhost::Vhost::new(name, vhost(vdev, rings)?, &handle)?)
             }
-            "virtio_user" => Box::new(virtio_user::VirtioUser::new(name, self.virtio_user(vdev, options))?),
+            "virtio_user" => Box::new(virtio_user::VirtioUser::new(name, self.virtio_user(vdev, rings))?),
             kind => unreachable!("{kind} is not among vdev::KINDS"),
         };
         // From the inside out: what goes wrong, what is recorded of it, what is told of it, what is joined.
@@ -81,7 +93,7 @@ impl Maker {
     /// # Errors
     /// What DPDK refuses; or when this testpmd was built without it.
     #[cfg(feature = "dpdk")]
-    pub(crate) fn dpdk(&mut self, args: &str) -> Result<Vec<Vdev>, Error> {
+    pub fn dpdk(&mut self, args: &str) -> Result<Vec<Vdev>, Error> {
         use pmd::port::dpdk;
         dpdk::init(&args.split_whitespace().map(str::to_owned).collect::<Vec<_>>())?;
         let found = dpdk::ports();
@@ -94,12 +106,12 @@ impl Maker {
 
     /// A testpmd without DPDK says how to have one.
     #[cfg(not(feature = "dpdk"))]
-    pub(crate) fn dpdk(&mut self, _: &str) -> Result<Vec<Vdev>, Error> {
+    pub fn dpdk(&mut self, _: &str) -> Result<Vec<Vdev>, Error> {
         Err(without_dpdk("--dpdk"))
     }
 
     #[cfg(feature = "dpdk")]
-    fn dpdk_port(&self, vdev: &Vdev, options: &Options) -> Result<Box<dyn Port>, Error> {
+    fn dpdk_port(&self, vdev: &Vdev, rings: &Rings) -> Result<Box<dyn Port>, Error> {
         use pmd::port::dpdk;
         let device = vdev.text("device").unwrap_or_default();
         let found = dpdk::ports();
@@ -115,7 +127,7 @@ impl Maker {
         let ring = |given: u16, usual| if given > 0 { given } else { usual };
         let config = dpdk::Config {
             id,
-            rings: (ring(options.rxd, default.rings.0), ring(options.txd, default.rings.1)),
+            rings: (ring(rings.rxd, default.rings.0), ring(rings.txd, default.rings.1)),
             mtu: vdev.number("mtu").map(|n| n as u32),
             promiscuous: vdev.flag("promisc").unwrap_or(true),
             backing: self.backing,
@@ -125,7 +137,7 @@ impl Maker {
     }
 
     #[cfg(not(feature = "dpdk"))]
-    fn dpdk_port(&self, vdev: &Vdev, _: &Options) -> Result<Box<dyn Port>, Error> {
+    fn dpdk_port(&self, vdev: &Vdev, _: &Rings) -> Result<Box<dyn Port>, Error> {
         Err(without_dpdk(&format!("--vdev {}", vdev.name)))
     }
 
@@ -166,14 +178,14 @@ impl Maker {
         }
     }
 
-    fn virtio_user(&self, vdev: &Vdev, options: &Options) -> virtio_user::Config {
+    fn virtio_user(&self, vdev: &Vdev, rings: &Rings) -> virtio_user::Config {
         let default = virtio_user::Config::default();
         // As asked for all rings, if this port is not told.
-        let ring = Some(options.rxd.max(options.txd)).filter(|&n| n > 0).unwrap_or(default.queue_size);
+        let ring = Some(rings.rxd.max(rings.txd)).filter(|&n| n > 0).unwrap_or(default.queue_size);
         virtio_user::Config {
             path: vdev.text("path").unwrap_or_default().into(),
             server: vdev.flag("server").unwrap_or(false),
-            queues: queues(vdev).unwrap_or(options.rxq.max(options.txq)),
+            queues: queues(vdev).unwrap_or(rings.queues),
             queue_size: vdev.number("queue_size").map_or(ring, |n| n as u16),
             packed: vdev.flag("packed_vq").unwrap_or(default.packed),
             mrg_rxbuf: vdev.flag("mrg_rxbuf").unwrap_or(default.mrg_rxbuf),
@@ -182,18 +194,18 @@ impl Maker {
             indirect: vdev.flag("indirect").unwrap_or(default.indirect),
             offloads: vdev.flag("offloads").unwrap_or(default.offloads),
             mac: vdev.mac("mac"),
-            mtu: vdev.number("mtu").map_or(options.mtu(), |n| n as u32),
+            mtu: vdev.number("mtu").map_or(rings.mtu, |n| n as u32),
             backing: self.backing,
         }
     }
 
-    fn nic(&self, vdev: &Vdev, options: &Options) -> nic::Config {
+    fn nic(&self, vdev: &Vdev, rings: &Rings) -> nic::Config {
         let default = nic::Config::default();
         let ring = |given: u16, usual| if given > 0 { given } else { usual };
         nic::Config {
-            rx_size: ring(options.rxd, default.rx_size),
-            tx_size: ring(options.txd, default.tx_size),
-            mtu: vdev.number("mtu").map_or(options.mtu(), |n| n as u32),
+            rx_size: ring(rings.rxd, default.rx_size),
+            tx_size: ring(rings.txd, default.tx_size),
+            mtu: vdev.number("mtu").map_or(rings.mtu, |n| n as u32),
             promiscuous: vdev.flag("promisc").unwrap_or(default.promiscuous),
             mac: vdev.mac("mac"),
             copy_break: vdev.number("copy_break").map_or(default.copy_break, |n| n as u32),
@@ -249,7 +261,7 @@ fn without_dpdk(what: &str) -> Error {
     ))
 }
 
-fn vhost(vdev: &Vdev, options: &Options) -> Result<vhost::Config, Error> {
+fn vhost(vdev: &Vdev, rings: &Rings) -> Result<vhost::Config, Error> {
     let path = vdev.text("iface").unwrap_or_default().into();
     let connects = vdev.flag("client").unwrap_or(false);
     let default = vhost::Config::new(if connects { Socket::Connect(path) } else { Socket::Listen(path) });
@@ -263,7 +275,7 @@ fn vhost(vdev: &Vdev, options: &Options) -> Result<vhost::Config, Error> {
     };
     Ok(vhost::Config {
         access,
-        queues: queues(vdev).unwrap_or(options.rxq.max(options.txq)),
+        queues: queues(vdev).unwrap_or(rings.queues),
         packed: vdev.flag("packed").unwrap_or(default.packed),
         in_order: vdev.flag("in_order").unwrap_or(default.in_order),
         mergeable: vdev.flag("mrg_rxbuf").unwrap_or(default.mergeable),
@@ -281,6 +293,6 @@ fn vhost(vdev: &Vdev, options: &Options) -> Result<vhost::Config, Error> {
 }
 
 /// Queues that a port is described to have, if it is said.
-pub(crate) fn queues(vdev: &Vdev) -> Option<u16> {
+pub fn queues(vdev: &Vdev) -> Option<u16> {
     vdev.number("queues").map(|n| n as u16)
 }

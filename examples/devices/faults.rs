@@ -3,11 +3,11 @@
 use pmd::port::fault::Config;
 
 /// What may stand in it.
-pub(crate) const ALLOWED: &str = "NAME:CHANCE+... of drop, duplicate, corrupt, delay, reorder and hold with a \
+pub(super) const ALLOWED: &str = "NAME:CHANCE+... of drop, duplicate, corrupt, delay, reorder and hold with a \
                                   chance from 0 to 1, permute:1, turns:N, seed:N";
 
 /// Reads it; `None`: it is no such text.
-pub(crate) fn parse(text: &str) -> Option<Config> {
+pub(super) fn parse(text: &str) -> Option<Config> {
     let mut config = Config::default();
     for part in text.split('+') {
         let (name, value) = part.split_once(':')?;

@@ -2,7 +2,7 @@
 
 use hugepages::{Backing, Map, MapError, PageSize};
 
-use crate::Error;
+use super::Error;
 
 /// Bytes that must be had for huge pages to be used: frames of one core and a few queues.
 const ENOUGH: usize = 64 << 20;
@@ -12,7 +12,7 @@ const ENOUGH: usize = 64 << 20;
 ///
 /// # Errors
 /// When there is no memory at all, or not on that node.
-pub(crate) fn choose(wanted: Backing) -> Result<(Backing, Option<String>), Error> {
+pub fn choose(wanted: Backing) -> Result<(Backing, Option<String>), Error> {
     let base = Backing { page: PageSize::Base, ..wanted };
     match Map::shared(ENOUGH, wanted) {
         Ok(_) => Ok((wanted, None)),

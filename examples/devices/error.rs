@@ -2,7 +2,7 @@
 
 /// Why testpmd ends with exit code 1, or refuses a command.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// The command line or configuration file is wrong.
     #[error("{0}")]
     Usage(String),
@@ -27,7 +27,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// For `map_err`: names the step.
-    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
         |source| Error::Io { what: what.into(), source }
     }
 }

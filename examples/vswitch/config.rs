@@ -1,0 +1,320 @@
+//! `switch.toml`: bridges, ports and flows in one file, and what a changed file changes.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::bridge::{Command, FlowMod, PortConfig, Switch};
+use super::flow::Flow;
+use super::flow::values::Names;
+use super::pipeline::{Mirror, Vlan};
+use super::runner::Runner;
+
+/// The file.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The core that forwards; none: wherever the scheduler puts it.
+    pub core: Option<usize>,
+    /// Milliseconds that it may sleep when nothing comes; none: it polls without pause.
+    pub idle_sleep_ms: Option<u64>,
+    /// Bridges.
+    #[serde(default, rename = "bridge")]
+    pub bridges: Vec<BridgeConfig>,
+}
+
+/// A bridge.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BridgeConfig {
+    /// Its name.
+    pub name: String,
+    /// Its number in OpenFlow; none: of its place in the file.
+    pub datapath_id: Option<u64>,
+    /// Ports.
+    #[serde(default, rename = "port")]
+    pub ports: Vec<PortEntry>,
+    /// Flows, in the words of `ovs-ofctl add-flow`; none: NORMAL.
+    pub flows: Option<Vec<String>>,
+    /// Mirrors.
+    #[serde(default, rename = "mirror")]
+    pub mirrors: Vec<MirrorEntry>,
+}
+
+/// A port.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortEntry {
+    /// Its name.
+    pub name: String,
+    /// The device, in the words of testpmd's `--vdev`; none: a patch.
+    pub vdev: Option<String>,
+    /// Its number in OpenFlow; none: the next that is free.
+    pub number: Option<u32>,
+    /// The VLAN of frames without tag.
+    pub tag: Option<u16>,
+    /// VLANs that it carries; none: all.
+    #[serde(default)]
+    pub trunks: Vec<u16>,
+    /// `access`, `trunk`, `native-tagged` or `native-untagged`.
+    pub vlan_mode: Option<String>,
+    /// The port at the other end of a patch: `bridge/port`.
+    pub peer: Option<String>,
+}
+
+/// A mirror.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MirrorEntry {
+    /// Its name.
+    pub name: String,
+    /// Names of the ports from which frames are copied.
+    #[serde(default)]
+    pub from: Vec<String>,
+    /// Names of the ports to which copied frames go.
+    #[serde(default)]
+    pub to: Vec<String>,
+    /// All frames.
+    #[serde(default)]
+    pub all: bool,
+    /// Frames of these VLANs only.
+    #[serde(default)]
+    pub vlans: Vec<u16>,
+    /// Name of the port that gets the copies.
+    pub output: String,
+}
+
+/// Ports of one bridge by name.
+struct PortNames(Vec<(String, u32)>);
+
+impl Names for PortNames {
+    fn number(&self, name: &str) -> Option<u32> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, number)| *number)
+    }
+    fn name(&self, number: u32) -> Option<String> {
+        self.0.iter().find(|(_, n)| *n == number).map(|(name, _)| name.clone())
+    }
+}
+
+/// Names of the ports of a bridge.
+pub fn port_names(switch: &Switch, bridge: &str) -> impl Names + use<> {
+    let ports = switch.with(bridge, |b| b.ports.values().map(|p| (p.name.clone(), p.number)).collect());
+    PortNames(ports.unwrap_or_default())
+}
+
+impl PortEntry {
+    fn vlan(&self) -> Result<Vlan, String> {
+        let trunks = self.trunks.clone();
+        let usual = if self.tag.is_some() && trunks.is_empty() { "access" } else { "trunk" };
+        match (self.vlan_mode.as_deref().unwrap_or(usual), self.tag) {
+            ("access", tag) => Ok(Vlan::Access(tag.unwrap_or(0))),
+            ("trunk", _) => Ok(Vlan::Trunk(trunks)),
+            ("native-tagged", tag) => Ok(Vlan::NativeTagged(tag.unwrap_or(0), trunks)),
+            ("native-untagged", tag) => Ok(Vlan::NativeUntagged(tag.unwrap_or(0), trunks)),
+            (other, _) => Err(format!(
+                "port {}: vlan_mode '{other}' is none of access, trunk, native-tagged, native-untagged",
+                self.name
+            )),
+        }
+    }
+
+    fn config(&self) -> Result<PortConfig, String> {
+        let peer = match &self.peer {
+            None => None,
+            Some(text) => {
+                let cut = text.split_once('/');
+                let (bridge, port) = cut.ok_or_else(|| format!("port {}: peer is bridge/port", self.name))?;
+                Some((bridge.to_owned(), port.to_owned()))
+            }
+        };
+        Ok(PortConfig { number: self.number, vlan: self.vlan()?, peer, ..PortConfig::new(&self.name) })
+    }
+}
+
+impl Config {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// In one line, what is wrong and where.
+    pub fn read(path: &Path) -> Result<Config, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    /// Makes what is described, coming from what was described before: ports that are described as they
+    /// were go on without a pause.
+    ///
+    /// # Errors
+    /// What could not be done; the rest is.
+    pub fn apply(&self, before: &Config, runner: &Runner) -> Result<(), String> {
+        let mut errors = Vec::new();
+        for old in &before.bridges {
+            let new = self.bridges.iter().find(|b| b.name == old.name);
+            let kept = |p: &PortEntry| new.is_some_and(|b| b.ports.contains(p));
+            let gone: Vec<String> = match new {
+                None => Vec::new(),
+                Some(new) => old.texts().into_iter().filter(|t| !new.texts().contains(t)).collect(),
+            };
+            old.flow_mods(Command::DeleteStrict, &gone, runner, &mut errors);
+            for port in old.ports.iter().filter(|p| !kept(p)) {
+                remove_port(runner, &old.name, port, &mut errors);
+            }
+            if new.is_none() {
+                runner.switch().remove_bridge(&old.name);
+            }
+        }
+        for (i, bridge) in self.bridges.iter().enumerate() {
+            let old = before.bridges.iter().find(|b| b.name == bridge.name);
+            if old.is_none() {
+                let id = bridge.datapath_id.unwrap_or(i as u64 + 1);
+                runner.switch().add_bridge(&bridge.name, id);
+            }
+            let ports = bridge.ports.iter().filter(|p| !old.is_some_and(|o| o.ports.contains(p)));
+            ports.for_each(|p| add_port(runner, &bridge.name, p, &mut errors));
+            let known = old.map_or_else(Vec::new, BridgeConfig::texts);
+            let new: Vec<String> = bridge.texts().into_iter().filter(|t| !known.contains(t)).collect();
+            bridge.flow_mods(Command::Add, &new, runner, &mut errors);
+            bridge.mirrors(runner, &mut errors);
+        }
+        runner.switch().catch_up();
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
+    }
+}
+
+fn add_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<String>) {
+    let added = port.config().and_then(|config| match &port.vdev {
+        Some(vdev) => runner.add(bridge, config, vdev).map(drop).map_err(|e| e.to_string()),
+        None => runner.switch().add_port(bridge, config).map(drop).map_err(|e| e.to_string()),
+    });
+    if let Err(e) = added {
+        errors.push(format!("port {}: {e}", port.name));
+    }
+}
+
+fn remove_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<String>) {
+    let removed = match &port.vdev {
+        Some(_) => runner.remove(&port.name).map_err(|e| e.to_string()),
+        None => runner.switch().remove_port(bridge, &port.name).map(drop).map_err(|e| e.to_string()),
+    };
+    if let Err(e) = removed {
+        errors.push(format!("port {}: {e}", port.name));
+    }
+}
+
+impl BridgeConfig {
+    fn texts(&self) -> Vec<String> {
+        self.flows.clone().unwrap_or_else(|| vec!["priority=0,actions=NORMAL".into()])
+    }
+
+    fn flow_mods(&self, command: Command, texts: &[String], runner: &Runner, errors: &mut Vec<String>) {
+        let names = port_names(runner.switch(), &self.name);
+        for text in texts {
+            let done = Flow::parse(text, &names).map_err(|e| e.to_string()).and_then(|flow| {
+                runner.switch().flow_mod(&self.name, &FlowMod::new(command, flow)).map_err(|e| e.to_string())
+            });
+            if let Err(e) = done {
+                errors.push(format!("bridge {}: flow {text}: {e}", self.name));
+            }
+        }
+    }
+
+    fn mirrors(&self, runner: &Runner, errors: &mut Vec<String>) {
+        let names = port_names(runner.switch(), &self.name);
+        let mut number = |name: &String| {
+            let found = names.number(name);
+            if found.is_none() {
+                errors.push(format!("bridge {}: a mirror names port {name}, which is not there", self.name));
+            }
+            found
+        };
+        let mirrors = self.mirrors.iter().map(|m| Mirror {
+            name: m.name.clone(),
+            from: m.from.iter().filter_map(&mut number).collect(),
+            to: m.to.iter().filter_map(&mut number).collect(),
+            all: m.all,
+            vlans: m.vlans.clone(),
+            output: number(&m.output),
+        });
+        let mirrors = mirrors.collect();
+        runner.switch().set_mirrors(&self.name, mirrors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vswitch::bridge::FlowFilter;
+    use crate::vswitch::flow::values::Numbers;
+    use hugepages::{Backing, PageSize};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    fn runner() -> Runner {
+        let backing = Backing { page: PageSize::Base, ..Backing::default() };
+        Runner::start(Arc::default(), None, backing, Some(Duration::from_millis(1))).unwrap()
+    }
+
+    #[test]
+    fn a_changed_file_changes_only_what_is_changed() {
+        let runner = runner();
+        let first: Config = toml::from_str(
+            "[[bridge]]\nname = 'br0'\nflows = ['in_port=a,actions=b', 'priority=0,actions=drop']\n\
+             [[bridge.port]]\nname = 'a'\nvdev = 'generator0,count=2000,flows=100'\ntag = 5\n\
+             [[bridge.port]]\nname = 'b'\nvdev = 'null0,no-rx=1'\n",
+        )
+        .unwrap();
+        first.apply(&Config::default(), &runner).unwrap();
+        runner.forward().unwrap();
+        let start = std::time::Instant::now();
+        while runner.stats("b").unwrap().tx_packets < 2000 && start.elapsed().as_secs() < 60 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(runner.stats("b").unwrap().tx_packets, 2000);
+        let mut second = first.clone();
+        second.bridges[0].flows.as_mut().unwrap().push("arp,actions=NORMAL".into());
+        second.bridges[0].ports[1].name = "c".into();
+        second.bridges[0].flows.as_mut().unwrap()[0] = "in_port=a,actions=c".into();
+        second.apply(&first, &runner).unwrap();
+        let flows = runner.switch().flows("br0", &FlowFilter::default()).unwrap();
+        let texts: Vec<_> = flows.iter().map(|s| s.flow.text(&Numbers)).collect();
+        assert_eq!(texts, ["in_port=1 actions=output:2", "arp actions=NORMAL", "priority=0 actions=drop"]);
+        assert!(runner.stats("b").is_none() && runner.stats("c").is_some());
+        Config::default().apply(&second, &runner).unwrap();
+        assert!(runner.devices().is_empty() && runner.switch().bridges().is_empty());
+        runner.stop();
+    }
+
+    #[test]
+    fn rules_count_what_passed_by_them() {
+        let runner = runner();
+        let config: Config = toml::from_str(
+            "[[bridge]]\nname = 'br0'\nflows = ['udp,in_port=a,actions=mod_nw_ttl:9,b', 'priority=1,actions=drop']\n\
+             [[bridge.port]]\nname = 'a'\nvdev = 'generator0,count=5000,flows=50,size=64'\n\
+             [[bridge.port]]\nname = 'b'\nvdev = 'null0,no-rx=1'\n",
+        )
+        .unwrap();
+        config.apply(&Config::default(), &runner).unwrap();
+        runner.forward().unwrap();
+        let start = std::time::Instant::now();
+        let count = || runner.switch().flows("br0", &FlowFilter::default()).unwrap()[0].packets;
+        while count() < 5000 && start.elapsed().as_secs() < 60 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!((count(), runner.stats("b").unwrap().tx_packets), (5000, 5000));
+        assert_eq!(runner.switch().dump_datapath().len(), 1);
+        runner.stop();
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let runner = runner();
+        let config: Config = toml::from_str(
+            "[[bridge]]\nname = 'br0'\nflows = ['foo=1,actions=drop']\n[[bridge.port]]\nname = 'a'\nvdev = 'what0'\n",
+        )
+        .unwrap();
+        let text = config.apply(&Config::default(), &runner).unwrap_err();
+        assert!(text.contains("no kind of port 'what0'") && text.contains("foo=1"), "{text}");
+        assert!(toml::from_str::<Config>("[[bridge]]\nname='a'\nflow=[]").is_err());
+        runner.stop();
+    }
+}
