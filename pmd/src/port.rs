@@ -17,6 +17,7 @@ pub mod afxdp;
 pub mod dpdk;
 pub mod vhost;
 pub mod virtio_user;
+pub mod memif;
 pub mod watch;
 pub mod tracer;
 pub mod fault;

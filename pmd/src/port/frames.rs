@@ -2,11 +2,12 @@
 
 use std::sync::Once;
 
-use hugepages::{Backing, Buf, Pool};
+use hugepages::{Backing, Buf, Offload, Pool};
 
-use crate::offload::Patch;
-use crate::offload::segment::Segment;
+use crate::offload::segment::{Segment, Segments};
+use crate::offload::{self, Patch};
 use crate::port::PortError;
+use crate::spec::net::GSO_NONE;
 
 /// Frames of a queue unless told otherwise: more than any burst and ring on its way, few enough to
 /// stay in a core's cache when they are small.
@@ -24,10 +25,44 @@ pub(crate) fn pool(port: &str, frames: usize, size: u32, backing: Backing) -> Re
     Ok(pool)
 }
 
+/// What is left to do to a packet for a device that takes whole frames only.
+pub(crate) enum Work {
+    /// Nothing but this to store in it, if anything.
+    Frame(Option<Patch>),
+    /// It becomes several.
+    Frames(Segments),
+    /// What it asks for cannot be done.
+    Never,
+}
+
+impl Work {
+    /// The work on the packet in `bufs`.
+    #[inline]
+    pub(crate) fn on(bufs: &[Buf]) -> Work {
+        let asked = bufs.first().map_or(Offload::default(), |first| first.offload);
+        if asked.gso_type != GSO_NONE {
+            return Segments::of(&asked, bufs.iter()).map_or(Work::Never, Work::Frames);
+        }
+        offload::checksum(&asked, bufs.iter()).map_or(Work::Never, Work::Frame)
+    }
+}
+
 /// Copies a frame into buffers of `pool`, which has as many as it takes: `headers`, then `part` of the packet in
 /// `bufs`, with `patch` stored in the packet. `each` is given every buffer, and whether more follow.
 pub(crate) fn copy(
     pool: &mut Pool,
+    headers: &[u8],
+    bufs: &[Buf],
+    part: Segment,
+    patch: Option<Patch>,
+    each: impl FnMut(Buf, bool),
+) {
+    copy_into(|| pool.take().expect("the caller counted them"), headers, bufs, part, patch, each);
+}
+
+/// The same into the buffers that `take` gives, none of them empty.
+pub(crate) fn copy_into(
+    mut take: impl FnMut() -> Buf,
     headers: &[u8],
     bufs: &[Buf],
     part: Segment,
@@ -41,7 +76,7 @@ pub(crate) fn copy(
     }
     let (mut headers, mut start) = (headers, 0);
     while left > 0 || !headers.is_empty() {
-        let mut frame = pool.take().expect("the caller counted them");
+        let mut frame = take();
         let mut len = frame.write(0, headers) as u32;
         headers = &headers[len as usize..];
         while let Some(buf) = bufs.peek().filter(|_| left > 0 && len < frame.len()) {

@@ -8,10 +8,10 @@ use hugepages::{Buf, Loan, Pool};
 
 use super::FRAME;
 use crate::batch::Batch;
-use crate::offload::segment::{Segment, Segments};
-use crate::offload::{self, Patch};
+use crate::offload::Patch;
+use crate::offload::segment::Segment;
+use crate::port::frames::Work;
 use crate::port::{Counters, Queue, drop_packet, frames};
-use crate::spec::net::HDR_F_NEEDS_CSUM;
 use crate::sys::xsk::{CONTINUES, Desc, ENTRIES, Xsk};
 
 /// Most descriptors of a frame: the kernel's `MAX_SKB_FRAGS` and the first.
@@ -136,31 +136,27 @@ impl XskQueue {
             return Sent::Whole;
         }
         let bufs = &batch.as_slice()[..n];
-        if asked.gso_type != 0 {
-            let Some(mut segments) = Segments::of(&asked, bufs.iter()) else { return Sent::Never };
-            let longest = segments.headers().len() as u32 + u32::from(asked.gso_size);
-            match self.room(segments.left() as usize, longest) {
-                Sent::Whole => {}
-                other => return other,
+        match Work::on(bufs) {
+            Work::Never => Sent::Never,
+            Work::Frame(patch) => match self.room(1, bytes) {
+                Sent::Whole => {
+                    self.copy(&[], bufs, Segment { from: 0, len: bytes }, patch);
+                    Sent::Copied
+                }
+                other => other,
+            },
+            Work::Frames(mut segments) => {
+                let longest = segments.headers().len() as u32 + u32::from(asked.gso_size);
+                match self.room(segments.left() as usize, longest) {
+                    Sent::Whole => {}
+                    other => return other,
+                }
+                while let Some(part) = segments.advance(bufs.iter()) {
+                    self.copy(segments.headers(), bufs, part, None);
+                }
+                Sent::Copied
             }
-            while let Some(part) = segments.advance(bufs.iter()) {
-                self.copy(segments.headers(), bufs, part, None);
-            }
-            return Sent::Copied;
         }
-        let patch = if asked.flags & HDR_F_NEEDS_CSUM != 0 {
-            match offload::checksum(&asked, bufs.iter()) {
-                Ok(patch) => patch,
-                Err(_) => return Sent::Never,
-            }
-        } else {
-            None
-        };
-        match self.room(1, bytes) {
-            Sent::Whole => self.copy(&[], bufs, Segment { from: 0, len: bytes }, patch),
-            other => return other,
-        }
-        Sent::Copied
     }
 
     /// Whether there is room for `n` frames of `len` bytes: `Whole`, if there is.
