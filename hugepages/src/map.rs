@@ -232,6 +232,26 @@ impl Map {
         map.reached()
     }
 
+    /// Maps the ring that a packet socket shares with the kernel, `len` bytes, a multiple of a page: memory of
+    /// the kernel's, which goes with its last user.
+    ///
+    /// # Errors
+    /// A descriptor that is no socket, or one without a ring of that size.
+    pub fn ring(socket: OwnedFd, len: usize) -> Result<Map, MapError> {
+        let stat = fs::fstat(&socket).map_err(os("fstat of a socket"))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+            return Err(MapError::NotAFile("no socket"));
+        }
+        let page = PageSize::Base.bytes();
+        if len == 0 || !len.is_multiple_of(page) {
+            return Err(MapError::Extent { offset: 0, len: len as u64 });
+        }
+        let base = map_shared(socket.as_fd(), 0, len, page, false).map_err(os("mmap of a packet ring"))?;
+        let (end, guard, reach) = (len as u64, None, None);
+        // It does not shrink: the kernel refuses another ring while this one is mapped.
+        Map { base, len, page, file: socket, end, sealed: true, guard, reach }.reached()
+    }
+
     /// Lets devices that reach memory by themselves read and write it.
     fn reached(mut self) -> Result<Map, MapError> {
         self.reach = Some(dma::Guard::new(self.address(), self.len as u64)?);

@@ -11,6 +11,7 @@ pub mod null;
 pub mod generator;
 pub mod pcap;
 pub mod tap;
+pub mod packet;
 pub mod nic;
 pub mod afxdp;
 #[cfg(feature = "dpdk")]

@@ -6,6 +6,8 @@ pub(crate) mod confine;
 pub(crate) mod cycles;
 #[allow(dead_code)]
 pub(crate) mod eventfd;
+pub(crate) mod netns;
+pub(crate) mod packet;
 pub(crate) mod tap;
 pub(crate) mod vfio;
 pub(crate) mod xsk;

@@ -18,6 +18,7 @@ pub use program::Leave;
 use queue::XskQueue;
 
 use crate::port::frames;
+use crate::port::packet::within;
 use crate::port::{Caps, Link, Port, PortError, Queue, Stats, Tally};
 use crate::sys::xsk::{self, Bind, Xsk};
 use crate::sys::{bpf, tap as netdevice};
@@ -46,6 +47,8 @@ pub enum Mode {
 pub struct Config {
     /// Name of the interface.
     pub iface: String,
+    /// The network namespace that it is in, by name; `None`: our own.
+    pub netns: Option<String>,
     /// The first of its queues that the port uses.
     pub start_queue: u16,
     /// Where packets leave the kernel.
@@ -69,6 +72,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             iface: String::new(),
+            netns: None,
             start_queue: 0,
             mode: Mode::Auto,
             force_copy: false,
@@ -116,7 +120,8 @@ impl Afxdp {
             let port = name.to_owned();
             move |source| PortError::Io { port, what, source }
         };
-        let control = netdevice::control().map_err(io("socket for interface requests".into()))?;
+        let control = within(name, config.netns.as_deref(), netdevice::control)?;
+        let control = control.map_err(io("socket for interface requests".into()))?;
         let iface = &config.iface;
         let mac = netdevice::mac(control.as_fd(), iface).map_err(io(format!(
             "interface {iface}: ip link shows those of this network namespace; choose one by iface="
@@ -179,6 +184,52 @@ impl Afxdp {
             _ => format!("attaching an XDP program to interface {iface}"),
         };
         self.error(what, e)
+    }
+
+    /// Attaches to the interface, in the namespace that the thread is in.
+    fn open(&mut self, queues: u16) -> Result<Vec<Box<dyn Queue>>, PortError> {
+        self.attached = None;
+        let iface = &self.config.iface;
+        let index = netdevice::index(self.control.as_fd(), iface)
+            .map_err(|e| self.error(format!("interface {iface}"), e))?;
+        let first = u32::from(self.config.start_queue);
+        let map = bpf::socket_map(first + u32::from(queues)).map_err(|e| {
+            let what = "an XDP program needs CAP_BPF and CAP_NET_ADMIN: run as root";
+            self.error(
+                if e.raw_os_error() == Some(libc::EPERM) { what } else { "making a map of sockets" },
+                e,
+            )
+        })?;
+        let (link, native, several) = self.attach(&map, index)?;
+        let gone = Arc::new(AtomicBool::new(false));
+        let (mut started, mut sockets): (Vec<Box<dyn Queue>>, _) = (Vec::new(), Vec::new());
+        let mut zero_copy = true;
+        for queue in first..first + u32::from(queues) {
+            let (copy, busy_budget) = (self.config.force_copy || !native, self.config.busy_budget);
+            let (xsk, pool) = self.bind(Bind { interface: index, queue, copy, several, busy_budget })?;
+            bpf::set_socket(map.as_fd(), queue, xsk.as_fd())
+                .map_err(|e| self.error(format!("steering queue {queue} of interface {iface}"), e))?;
+            zero_copy &= xsk.zero_copy;
+            sockets.push(Arc::clone(&xsk.fd));
+            started.push(Box::new(XskQueue::new(xsk, pool, several, busy_budget > 0, Arc::clone(&gone))));
+        }
+        let promiscuous = if self.config.promiscuous {
+            let promiscuous = xsk::promiscuous(index);
+            Some(promiscuous.map_err(|e| self.error(format!("interface {iface}: promiscuous mode"), e))?)
+        } else {
+            None
+        };
+        tracing::info!(
+            "port {}: interface {iface}, {} XDP, {}",
+            self.name,
+            if native { "native" } else { "generic" },
+            if zero_copy { "zero copy" } else { "one copy in the kernel" }
+        );
+        self.tally = Tally::of(&started);
+        let (_promiscuous, _link, _map) = (promiscuous, link, map);
+        self.attached =
+            Some(Attached { index, native, sockets, zero_copy, several, gone, _promiscuous, _link, _map });
+        Ok(started)
     }
 
     fn bind(&self, bind: Bind) -> Result<(Xsk, hugepages::Pool), PortError> {
@@ -244,48 +295,8 @@ impl Port for Afxdp {
     }
 
     fn start(&mut self, queues: u16) -> Result<Vec<Box<dyn Queue>>, PortError> {
-        self.attached = None;
-        let iface = &self.config.iface;
-        let index = netdevice::index(self.control.as_fd(), iface)
-            .map_err(|e| self.error(format!("interface {iface}"), e))?;
-        let first = u32::from(self.config.start_queue);
-        let map = bpf::socket_map(first + u32::from(queues)).map_err(|e| {
-            let what = "an XDP program needs CAP_BPF and CAP_NET_ADMIN: run as root";
-            self.error(
-                if e.raw_os_error() == Some(libc::EPERM) { what } else { "making a map of sockets" },
-                e,
-            )
-        })?;
-        let (link, native, several) = self.attach(&map, index)?;
-        let gone = Arc::new(AtomicBool::new(false));
-        let (mut started, mut sockets): (Vec<Box<dyn Queue>>, _) = (Vec::new(), Vec::new());
-        let mut zero_copy = true;
-        for queue in first..first + u32::from(queues) {
-            let (copy, busy_budget) = (self.config.force_copy || !native, self.config.busy_budget);
-            let (xsk, pool) = self.bind(Bind { interface: index, queue, copy, several, busy_budget })?;
-            bpf::set_socket(map.as_fd(), queue, xsk.as_fd())
-                .map_err(|e| self.error(format!("steering queue {queue} of interface {iface}"), e))?;
-            zero_copy &= xsk.zero_copy;
-            sockets.push(Arc::clone(&xsk.fd));
-            started.push(Box::new(XskQueue::new(xsk, pool, several, busy_budget > 0, Arc::clone(&gone))));
-        }
-        let promiscuous = if self.config.promiscuous {
-            let promiscuous = xsk::promiscuous(index);
-            Some(promiscuous.map_err(|e| self.error(format!("interface {iface}: promiscuous mode"), e))?)
-        } else {
-            None
-        };
-        tracing::info!(
-            "port {}: interface {iface}, {} XDP, {}",
-            self.name,
-            if native { "native" } else { "generic" },
-            if zero_copy { "zero copy" } else { "one copy in the kernel" }
-        );
-        self.tally = Tally::of(&started);
-        let (_promiscuous, _link, _map) = (promiscuous, link, map);
-        self.attached =
-            Some(Attached { index, native, sockets, zero_copy, several, gone, _promiscuous, _link, _map });
-        Ok(started)
+        let (name, netns) = (self.name.clone(), self.config.netns.clone());
+        within(&name, netns.as_deref(), || self.open(queues))?
     }
 
     fn stop(&mut self, queues: Vec<Box<dyn Queue>>) -> Result<(), PortError> {

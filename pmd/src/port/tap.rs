@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::port::frames::{self, local_mac};
 use crate::port::{Caps, Counters, Link, Port, PortError, Queue, Stats, Tally, drop_packet};
 use crate::spec::net::{HDR_F_NEEDS_CSUM, HDR_LEN, MAX_FRAME};
-use crate::sys::tap as sys;
+use crate::sys::{netns, tap as sys};
 
 /// Most queues of a port; the kernel takes 256.
 pub const MAX_QUEUES: u16 = 128;
@@ -31,6 +31,13 @@ const MAX_SKIP: u32 = 32;
 pub struct Config {
     /// Name of the interface, up to 15 bytes; empty: the port's name. A `%d` in it becomes a number.
     pub iface: String,
+    /// The network namespace that it is in, by name; `None`: our own.
+    pub netns: Option<String>,
+    /// Queues of an interface that somebody else has opened: descriptors that this process was started with, one
+    /// for each queue. `iface`, `netns`, `mac` and `mtu` mean nothing then: the interface is left as it is.
+    pub fds: Vec<i32>,
+    /// The interface stays when the port goes.
+    pub persistent: bool,
     /// Its MAC address; `None`: made from the name, so that it is the same in every run.
     pub mac: Option<[u8; 6]>,
     /// Its MTU; `None`: as it is.
@@ -53,6 +60,9 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             iface: String::new(),
+            netns: None,
+            fds: Vec::new(),
+            persistent: false,
             mac: None,
             mtu: None,
             checksum: true,
@@ -81,6 +91,8 @@ struct Interface {
     name: String,
     control: OwnedFd,
     queues: Vec<Arc<OwnedFd>>,
+    /// Somebody else's, who knows where it is, and switches it on and off.
+    foreign: bool,
 }
 
 impl Interface {
@@ -90,6 +102,9 @@ impl Interface {
     }
 
     fn up(&self) -> bool {
+        if self.foreign {
+            return self.exists();
+        }
         let want = libc::IFF_UP | libc::IFF_RUNNING;
         let Some(name) = self.queues.first().and_then(|fd| sys::interface(fd.as_fd())) else { return false };
         // One that was moved to another network namespace does not tell.
@@ -133,8 +148,43 @@ impl Tap {
     }
 
     fn open(&self, queues: u16) -> Result<Interface, PortError> {
+        if !self.config.fds.is_empty() {
+            return self.take_over(queues);
+        }
+        let netns = self.config.netns.as_deref();
+        netns::within(netns, || self.make(queues)).map_err(|e| {
+            let what = format!("netns={}: ip netns list shows those there are", netns.unwrap_or_default());
+            self.error(what, e)
+        })?
+    }
+
+    /// The interface whose queues this process was given.
+    fn take_over(&self, queues: u16) -> Result<Interface, PortError> {
+        let given = &self.config.fds;
+        if given.len() != usize::from(queues) {
+            let what = format!("{} descriptors (fd=), and {queues} queues: one for each", given.len());
+            return Err(PortError::Config { port: self.name.clone(), what });
+        }
         let control = sys::control().map_err(|e| self.error("socket for interface requests", e))?;
-        let mut interface = Interface { name: self.config.iface.clone(), control, queues: Vec::new() };
+        let mut interface = Interface { name: String::new(), control, queues: Vec::new(), foreign: true };
+        for &number in given {
+            let taken = sys::inherited(number).and_then(|fd| Ok((sys::take_over(fd.as_fd(), HDR_LEN)?, fd)));
+            let (name, fd) = taken.map_err(|e| {
+                let what = format!("fd={number}: not a queue of a TAP interface that we were started with");
+                self.error(what, e)
+            })?;
+            self.set_offload(fd.as_fd())
+                .map_err(|e| self.error(format!("offloads of interface {name}"), e))?;
+            interface.name = name;
+            interface.queues.push(Arc::new(fd));
+        }
+        Ok(interface)
+    }
+
+    fn make(&self, queues: u16) -> Result<Interface, PortError> {
+        let control = sys::control().map_err(|e| self.error("socket for interface requests", e))?;
+        let name = self.config.iface.clone();
+        let mut interface = Interface { name, control, queues: Vec::new(), foreign: false };
         for _ in 0..queues {
             let fd = self.open_queue(&mut interface, queues > 1)?;
             interface.queues.push(Arc::new(fd));
@@ -178,6 +228,10 @@ impl Tap {
             self.error(what, e)
         })?;
         self.set_offload(fd.as_fd()).map_err(|e| self.error(format!("offloads of interface {name}"), e))?;
+        if self.config.persistent {
+            sys::set_persistent(fd.as_fd(), true)
+                .map_err(|e| self.error(format!("making interface {name} persistent"), e))?;
+        }
         Ok(fd)
     }
 
@@ -199,6 +253,10 @@ impl Tap {
     fn configure(&mut self, interface: &Interface) -> Result<(), PortError> {
         let (control, name) = (interface.control.as_fd(), &interface.name);
         let denied = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EPERM | libc::ENODEV));
+        if interface.foreign {
+            self.mac = sys::mac_of(interface.queues[0].as_fd()).unwrap_or(self.mac);
+            return Ok(());
+        }
         match sys::set_mac(control, name, self.mac) {
             Err(e) if denied(&e) && self.config.mac.is_none() => {
                 self.mac = sys::mac(control, name).unwrap_or(self.mac);
@@ -271,7 +329,7 @@ impl Port for Tap {
     }
 
     fn stop(&mut self, _: Vec<Box<dyn Queue>>) -> Result<(), PortError> {
-        if let Some(interface) = &self.interface {
+        if let Some(interface) = self.interface.as_ref().filter(|interface| !interface.foreign) {
             // One that is gone, or not ours to change, needs no switching off.
             let _ = sys::set_up(interface.control.as_fd(), &interface.name, false);
         }

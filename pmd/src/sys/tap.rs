@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{self, Mode, OFlags};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
@@ -62,6 +62,46 @@ pub(crate) fn attach(fd: BorrowedFd<'_>, name: &str, multi_queue: bool, header: 
     Ok(request.name())
 }
 
+/// A descriptor that this process was started with, by its number: a copy, so that whoever names it again has it
+/// again.
+pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: fcntl copies it, or says that there is none of that number.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: made just now, nobody else's.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(copy) })
+}
+
+/// Takes over `fd`, a queue of a TAP interface that somebody else made: packets carry a `virtio_net_hdr` of
+/// `header` bytes. Returns the interface's name.
+pub(crate) fn take_over(fd: BorrowedFd<'_>, header: u32) -> io::Result<String> {
+    let mut request = Request::new("");
+    ioctl(fd, libc::TUNGETIFF as _, &mut request)?;
+    let flags = libc::c_int::from(u16::from_ne_bytes([request.data[0], request.data[1]]));
+    let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if flags & wanted != wanted {
+        let what = "no queue of a TAP with IFF_NO_PI and IFF_VNET_HDR";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let mut size = header as libc::c_int;
+    ioctl(fd, libc::TUNSETVNETHDRSZ as _, &mut size)?;
+    rustix::io::ioctl_fionbio(fd, true)?;
+    Ok(request.name())
+}
+
+/// Whether the interface stays when its last queue is closed.
+pub(crate) fn set_persistent(fd: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory of ours.
+    let rc =
+        unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETPERSIST as _, libc::c_ulong::from(persistent)) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Name of the interface that `fd` is a queue of; `None`: it was removed.
 pub(crate) fn interface(fd: BorrowedFd<'_>) -> Option<String> {
     let mut request = Request::new("");
@@ -85,6 +125,13 @@ pub(crate) fn control() -> io::Result<OwnedFd> {
 pub(crate) fn mac(control: BorrowedFd<'_>, name: &str) -> io::Result<[u8; 6]> {
     let mut request = Request::new(name);
     ioctl(control, libc::SIOCGIFHWADDR as _, &mut request)?;
+    Ok(request.data[2..8].try_into().expect("6 bytes"))
+}
+
+/// The same of the interface that `fd` is a queue of, wherever that is.
+pub(crate) fn mac_of(fd: BorrowedFd<'_>) -> io::Result<[u8; 6]> {
+    let mut request = Request::new("");
+    ioctl(fd, libc::SIOCGIFHWADDR as _, &mut request)?;
     Ok(request.data[2..8].try_into().expect("6 bytes"))
 }
 

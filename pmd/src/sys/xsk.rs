@@ -37,8 +37,8 @@ pub(crate) struct Bind {
     pub(crate) busy_budget: u32,
 }
 
-/// A socket that is not bound yet.
-fn option<T>(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+/// Sets an option of a socket, plain integers.
+pub(super) fn option<T>(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     let len = size_of::<T>() as libc::socklen_t;
     // SAFETY: the kernel reads one T.
     let rc = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), len) };

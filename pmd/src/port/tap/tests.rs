@@ -245,3 +245,98 @@ fn forward(from: &mut dyn Queue, to: &mut dyn Queue) -> u32 {
     }
     largest
 }
+
+/// A namespace by name, for as long as the test runs.
+struct Named(String);
+
+impl Named {
+    fn new(what: &str) -> Option<Named> {
+        let name = format!("hotring-{what}-{}", std::process::id());
+        let made = Command::new("ip").args(["netns", "add", &name]).status();
+        if !made.is_ok_and(|status| status.success()) {
+            println!("skipped: a namespace needs root and iproute2");
+            return None;
+        }
+        Some(Named(name))
+    }
+
+    fn links(&self) -> String {
+        let out = Command::new("ip").args(["-n", &self.0, "link"]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+#[test]
+fn an_interface_is_made_in_a_namespace_and_stays_if_it_is_to() {
+    if sys::open().is_err() {
+        println!("skipped: a TAP needs root and /dev/net/tun");
+        return;
+    }
+    let Some(named) = Named::new("tap") else { return };
+    let netns = Some(named.0.clone());
+    for persistent in [false, true] {
+        let config = Config { netns: netns.clone(), iface: "there".into(), persistent, ..config() };
+        let mut port = Tap::new("tap0", config).unwrap();
+        let queues = port.start(2).unwrap();
+        assert!(named.links().contains("there: <BROADCAST,MULTICAST,UP"), "{}", named.links());
+        assert!(port.link().up);
+        port.stop(queues).unwrap();
+        drop(port);
+        assert_eq!(named.links().contains("there"), persistent);
+    }
+    // One that stayed is taken up again.
+    let again = Config { netns, iface: "there".into(), ..config() };
+    assert!(Tap::new("tap0", again).unwrap().start(2).is_ok());
+    let nowhere = Config { netns: Some("nonesuch".into()), ..config() };
+    let why = Tap::new("tap0", nowhere).unwrap().start(1).err().unwrap().to_string();
+    assert!(why.contains("port tap0: netns=nonesuch: ip netns list shows"), "{why}");
+    let path = Config { netns: Some("../1".into()), ..config() };
+    assert!(Tap::new("tap0", path).unwrap().start(1).is_err());
+}
+
+#[test]
+fn queues_that_somebody_else_opened_are_taken_over() {
+    use std::os::fd::AsRawFd;
+    in_namespace(|| {
+        let made: Vec<_> = (0..2).map(|_| sys::open().unwrap()).collect();
+        made.iter().for_each(|fd| _ = sys::attach(fd.as_fd(), "given", true, 10).unwrap());
+        ip("link set given address 02:00:00:00:00:21 up");
+        ip("addr add 10.9.0.1/24 dev given");
+        ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:08 dev given");
+        let fds: Vec<i32> = made.iter().map(|fd| fd.as_raw_fd()).collect();
+        let mut port = Tap::new("tap0", Config { fds: fds.clone(), ..config() }).unwrap();
+        let few = port.start(1).err().unwrap().to_string();
+        assert!(few.contains("2 descriptors (fd=), and 1 queues"), "{few}");
+        let mut queues = port.start(2).unwrap();
+        assert_eq!(
+            (port.interface(), port.mac(), port.link().up),
+            (Some("given"), [2, 0, 0, 0, 0, 0x21], true)
+        );
+        let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+        socket.send_to(b"over", "10.9.0.2:7").unwrap();
+        let (mut batch, mut packets) = (Batch::default(), 0);
+        let until = Instant::now() + Duration::from_secs(5);
+        while packets == 0 && Instant::now() < until {
+            for queue in &mut queues {
+                queue.rx(&mut batch);
+                packets += batch.iter().filter(|buf| buf.peek::<[u8; 4]>(42) == Some(*b"over")).count();
+                home(&mut **queue, &mut batch);
+            }
+        }
+        assert_eq!(packets, 1);
+        port.stop(queues).unwrap();
+        assert!(port.link().up, "whoever made it switches it off");
+        drop(port);
+        let null = std::fs::File::open("/dev/null").unwrap();
+        for fd in [null.as_raw_fd(), -1, 99_999] {
+            let why = Tap::new("tap0", Config { fds: vec![fd], ..config() }).unwrap().start(1).err().unwrap();
+            assert!(why.to_string().contains("not a queue of a TAP interface"), "{why}");
+        }
+    });
+}
