@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::num::NonZeroU16;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use hugepages::dma::{self, Attached, Domain};
@@ -78,6 +79,7 @@ unsafe extern "C" {
     fn hr_pool(name: *const c_char, base: *mut c_void, len: u64, frame: u32, n: u32) -> *mut c_void;
     fn hr_heads(name: *const c_char, n: u32) -> *mut c_void;
     fn hr_pool_free(pool: *mut c_void);
+    fn hr_pool_out(pool: *mut c_void) -> u32;
     fn hr_start(
         port: u16,
         queues: u16,
@@ -329,12 +331,27 @@ impl Drop for Open {
             // SAFETY: nobody has a queue of it any more.
             unsafe { hr_stop(self.port) };
         }
+        // SAFETY: pools that are there still.
+        let out: u32 = self.pools.iter().map(|pool| unsafe { hr_pool_out(pool.as_ptr()) }).sum();
+        if out > 0 {
+            // A driver keeps buffers though its device is stopped: they, and their memory, are left to it.
+            LEAKED.fetch_add(out.into(), Ordering::Relaxed);
+            std::mem::forget(std::mem::take(&mut self._memory));
+            return;
+        }
         // SAFETY: a port that is stopped uses none of these, and each is freed once.
         unsafe {
             self.pools.iter().for_each(|pool| hr_pool_free(pool.as_ptr()));
             self.shared.iter().for_each(|shared| hr_shared_free(shared.as_ptr()));
         }
     }
+}
+
+static LEAKED: AtomicU64 = AtomicU64::new(0);
+
+/// Buffers that drivers kept when their devices were stopped, in all: none of a driver without a leak.
+pub fn leaked() -> u64 {
+    LEAKED.load(Ordering::Relaxed)
 }
 
 /// A started port, which it is until this and all of its queues are dropped.
@@ -358,11 +375,14 @@ impl Started {
         let mut open =
             Open { port, started: false, pools: Vec::new(), shared: Vec::new(), _memory: Vec::new() };
         let mut parts = Vec::new();
+        // Names that no pool has that a driver kept buffers of.
+        static STARTS: AtomicU64 = AtomicU64::new(0);
+        let start = STARTS.fetch_add(1, Ordering::Relaxed);
         for queue in 0..queues {
-            let frames = Frames::new(&format!("hotring_{port}_{queue}"), frames, backing)?;
+            let frames = Frames::new(&format!("hotring{start}_{port}_{queue}"), frames, backing)?;
             open.pools.push(frames.raw);
             open._memory.push(Arc::clone(frames.lender.table()));
-            let name = CString::new(format!("hotheads_{port}_{queue}")).expect("no 0 in it");
+            let name = CString::new(format!("heads{start}_{port}_{queue}")).expect("no 0 in it");
             // SAFETY: a name; KEPT heads, and what caches keep.
             let heads = unsafe { hr_heads(name.as_ptr(), 2 * KEPT as u32 - 1) };
             let heads = NonNull::new(heads).ok_or_else(|| refused("making a pool of heads"))?;

@@ -90,6 +90,9 @@ void *hr_heads(const char *name, uint32_t n) {
 
 void hr_pool_free(void *pool) { rte_mempool_free(pool); }
 
+/* Buffers that are not at home. */
+uint32_t hr_pool_out(void *pool) { return rte_mempool_in_use_count(pool); }
+
 int hr_start(uint16_t port, uint16_t queues, uint16_t rxd, uint16_t txd, uint16_t mtu, int promisc, void **pools) {
     struct rte_eth_dev_info info;
     struct rte_eth_conf conf = {0};

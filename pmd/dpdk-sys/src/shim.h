@@ -37,6 +37,7 @@ int hr_link(uint16_t port, struct hr_link *out);
 void *hr_pool(const char *name, void *base, uint64_t len, uint32_t frame, uint32_t n);
 void *hr_heads(const char *name, uint32_t n);
 void hr_pool_free(void *pool);
+uint32_t hr_pool_out(void *pool);
 int hr_start(uint16_t port, uint16_t queues, uint16_t rxd, uint16_t txd, uint16_t mtu, int promisc, void **pools);
 int hr_stop(uint16_t port);
 int hr_thread(void);

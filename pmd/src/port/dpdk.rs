@@ -7,6 +7,7 @@
 
 mod queue;
 
+pub use dpdk_sys::leaked;
 use hugepages::Backing;
 
 use crate::port::{Caps, Link, Port, PortError, Queue, Stats, Tally};
@@ -127,8 +128,13 @@ impl Port for Dpdk {
 
     fn stop(&mut self, queues: Vec<Box<dyn Queue>>) -> Result<(), PortError> {
         // It stops when the last of both is gone.
+        let before = leaked();
         drop(queues);
         self.started = None;
+        let kept = leaked() - before;
+        if kept > 0 {
+            tracing::warn!("port {}: DPDK's driver kept {kept} buffers of a stopped device", self.name);
+        }
         Ok(())
     }
 

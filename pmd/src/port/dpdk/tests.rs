@@ -64,7 +64,18 @@ fn port(name: &str) -> Dpdk {
 
 #[test]
 fn devices_of_dpdk_are_ports() {
-    let args = "--no-huge --no-shconf --no-pci --no-telemetry -m 128 --vdev net_ring0 --vdev net_null0,size=64,copy=1";
+    let folder = std::env::temp_dir();
+    let [taken, given] =
+        ["in", "out"].map(|way| folder.join(format!("hotring-{}-{way}.pcap", std::process::id())));
+    let frames: Vec<_> = [60, 61, 1514, 2048, 9000].iter().map(|&len| frame(len, len)).collect();
+    std::fs::write(&taken, capture(&frames)).unwrap();
+    let socket = format!("hotring-dpdk-{}", std::process::id());
+    let args = format!(
+        "--no-huge --no-shconf --no-pci --no-telemetry -m 128 --vdev net_ring0 --vdev net_null0,size=64,copy=1 \
+         --vdev net_pcap0,rx_pcap={},tx_pcap={} --vdev net_memif0,role=client,socket={socket}",
+        taken.display(),
+        given.display()
+    );
     // Mapped before DPDK was there: registered as well.
     let (mut pool, _) = Pool::new(512, 2048, BACKING).unwrap();
     assert!(ports().is_empty());
@@ -73,6 +84,69 @@ fn devices_of_dpdk_are_ports() {
     assert!(Dpdk::new("dpdk9", Config { id: 9, ..Config::default() }).is_err());
     ring(&mut pool);
     null(&mut pool);
+    pcap(&frames);
+    assert_eq!(std::fs::read(&given).unwrap().len(), capture(&frames).len());
+    assert!(std::fs::read(&given).unwrap().ends_with(&frames[4]));
+    memif(&mut pool, &socket);
+    assert_eq!(leaked(), 0, "every buffer of DPDK's is home");
+    [taken, given].iter().for_each(|file| std::fs::remove_file(file).unwrap());
+}
+
+/// A capture file of Ethernet frames.
+fn capture(frames: &[Vec<u8>]) -> Vec<u8> {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let mut out = words(&[0xa1b2_c3d4, 2 | 4 << 16, 0, 0, 65535, 1]);
+    for frame in frames {
+        out.extend(words(&[0, 0, frame.len() as u32, frame.len() as u32]));
+        out.extend(frame);
+    }
+    out
+}
+
+/// Frames from one file go to another where they lie.
+fn pcap(frames: &[Vec<u8>]) {
+    let mut port = port("net_pcap0");
+    let mut queue = port.start(1).unwrap().pop().unwrap();
+    let (mut batch, mut done) = (Batch::default(), Batch::default());
+    let (mut turned, until) = (0, Instant::now() + Duration::from_secs(20));
+    while turned < frames.len() && Instant::now() < until {
+        queue.rx(&mut batch);
+        turned += queue.tx(&mut batch);
+        queue.reap(&mut done);
+        queue.settle(&mut done);
+    }
+    assert_eq!((turned, queue.lent(), queue.held()), (frames.len(), 0, 0));
+    port.stop(vec![queue]).unwrap();
+}
+
+/// DPDK's client on our server.
+fn memif(pool: &mut Pool, socket: &str) {
+    use crate::port::memif::{self, Memif, Role};
+    let config = memif::Config { role: Role::Server, socket: socket.into(), ..memif::Config::default() };
+    let mut ours = Memif::new("memif0", config).unwrap();
+    let mut server = ours.start(1).unwrap().pop().unwrap();
+    let mut theirs = port("net_memif0");
+    let mut client = theirs.start(1).unwrap().pop().unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while !(ours.link().up && theirs.link().up) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (mut batch, mut done) = (Batch::default(), Batch::default());
+    server.reap(&mut done);
+    // It makes room for what is to come only when it is asked.
+    client.rx(&mut batch);
+    for lap in 0..50 {
+        let frames: Vec<_> = [60, 1514, 2048].iter().map(|&len| frame(len, lap)).collect();
+        for (from, to) in [(&mut client, &mut server), (&mut server, &mut client)] {
+            frames.iter().for_each(|bytes| put(pool, bytes, &mut batch));
+            assert_eq!(from.tx(&mut batch), 3, "lap {lap}");
+            assert_eq!(receive(&mut **to, 3), frames, "lap {lap}");
+            home(&mut **from, pool, &mut done);
+            assert_eq!((from.held(), pool.out()), (0, 0));
+        }
+    }
+    theirs.stop(vec![client]).unwrap();
+    ours.stop(vec![server]).unwrap();
 }
 
 /// What is sent comes back on the same port.
