@@ -3,7 +3,9 @@
 use hugepages::Backing;
 use pmd::Port;
 use pmd::confine::User;
-use pmd::port::{afxdp, fault, generator, gro, nic, null, pcap, tap, tracer, vhost, virtio_user};
+use pmd::port::{
+    afxdp, fault, generator, gro, memif, nic, null, packet, pcap, tap, tracer, vhost, virtio_user,
+};
 use pmd::vhost::{Access, Server, Socket};
 
 use super::Error;
@@ -52,8 +54,10 @@ impl Maker {
             "null" => Box::new(null::Null::new(name, self.null(vdev))?),
             "generator" => Box::new(generator::Generator::new(name, self.generator(vdev))?),
             "nic" => nic::new(name, vdev.text("pci").unwrap_or_default(), self.nic(vdev, rings))?,
+            "memif" => Box::new(memif::Memif::new(name, self.memif(vdev, rings)?)?),
             "tap" => Box::new(tap::Tap::new(name, self.tap(vdev))?),
             "af_xdp" => Box::new(afxdp::Afxdp::new(name, self.afxdp(vdev)?)?),
+            "af_packet" => Box::new(packet::Packet::new(name, packet_port(vdev))?),
             "dpdk" => self.dpdk_port(vdev, rings)?,
             "pcap" => Box::new(pcap::Pcap::new(name, self.pcap(vdev))?),
             "vhost" => {
@@ -199,6 +203,35 @@ impl Maker {
         }
     }
 
+    fn memif(&self, vdev: &Vdev, rings: &Rings) -> Result<memif::Config, Error> {
+        let usage = |what: String| Error::Usage(format!("--vdev {}: {what}", vdev.name));
+        let default = memif::Config::default();
+        let role = match vdev.text("role") {
+            None | Some("client" | "slave") => memif::Role::Client,
+            Some("server" | "master") => memif::Role::Server,
+            Some(other) => return Err(usage(format!("role={other} is none of client, server"))),
+        };
+        let is_abstract = match vdev.text("socket-abstract") {
+            None | Some("yes" | "1") => true,
+            Some("no" | "0") => false,
+            Some(other) => return Err(usage(format!("socket-abstract={other} is none of yes, no"))),
+        };
+        // As asked for all rings, if this port is not told.
+        let ring = rings.rxd.max(rings.txd);
+        let usual = if ring > 0 { ring.next_power_of_two().ilog2() as u8 } else { default.ring_log2 };
+        Ok(memif::Config {
+            role,
+            socket: vdev.text("socket").unwrap_or(memif::SOCKET).into(),
+            is_abstract,
+            id: vdev.number("id").unwrap_or(0) as u32,
+            secret: vdev.text("secret").unwrap_or_default().into(),
+            ring_log2: vdev.number("rsize").map_or(usual, |n| n as u8),
+            buffer: vdev.number("bsize").map_or(default.buffer, |n| n as u32),
+            mac: vdev.mac("mac"),
+            backing: self.backing,
+        })
+    }
+
     fn nic(&self, vdev: &Vdev, rings: &Rings) -> nic::Config {
         let default = nic::Config::default();
         let ring = |given: u16, usual| if given > 0 { given } else { usual };
@@ -224,6 +257,7 @@ impl Maker {
         let leave = vdev.text("leave").map(|text| text.split('+').map(str::parse).collect());
         Ok(afxdp::Config {
             iface: vdev.text("iface").unwrap_or_default().into(),
+            netns: vdev.text("netns").map(str::to_owned),
             start_queue: vdev.number("start_queue").unwrap_or(0) as u16,
             mode,
             force_copy: vdev.flag("force_copy").unwrap_or(false),
@@ -242,6 +276,9 @@ impl Maker {
         let number = vdev.name.trim_start_matches("net_tap");
         tap::Config {
             iface: vdev.text("iface").map_or_else(|| format!("dtap{number}"), str::to_owned),
+            netns: vdev.text("netns").map(str::to_owned),
+            fds: vdev.texts("fd").filter_map(|fd| fd.parse().ok()).collect(),
+            persistent: vdev.flag("persist").unwrap_or(false),
             mac: vdev.mac("mac"),
             mtu: vdev.number("mtu").map(|n| n as u32),
             checksum: vdev.flag("csum").unwrap_or(true),
@@ -259,6 +296,18 @@ fn without_dpdk(what: &str) -> Error {
         "{what}: this testpmd was built without DPDK; install libdpdk (22.11 or later) and build it by: cargo build \
          --release --features dpdk --bin testpmd"
     ))
+}
+
+fn packet_port(vdev: &Vdev) -> packet::Config {
+    let default = packet::Config::default();
+    packet::Config {
+        iface: vdev.text("iface").unwrap_or_default().into(),
+        netns: vdev.text("netns").map(str::to_owned),
+        promiscuous: vdev.flag("promisc").unwrap_or(true),
+        qdisc_bypass: vdev.flag("qdisc_bypass").unwrap_or(false),
+        block: vdev.number("blocksz").map_or(default.block, |n| n as u32),
+        blocks: vdev.number("blockcnt").map_or(default.blocks, |n| n as u32),
+    }
 }
 
 fn vhost(vdev: &Vdev, rings: &Rings) -> Result<vhost::Config, Error> {

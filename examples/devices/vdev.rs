@@ -220,6 +220,8 @@ mod tests {
             ("net_vhost0,iface=/tmp/s,queues=4", "net_vhost0", "vhost", ("queues", Some("4"))),
             ("vhost12,iface=/tmp/s,client=1", "net_vhost12", "vhost", ("client", Some("1"))),
             ("virtio-user3,path=/a=b", "net_virtio_user3", "virtio_user", ("path", Some("/a=b"))),
+            ("net_memif0,role=server,id=7", "net_memif0", "memif", ("id", Some("7"))),
+            ("net_af_packet0,iface=eth1", "net_af_packet0", "af_packet", ("iface", Some("eth1"))),
             ("net_null0", "net_null0", "null", ("size", None)),
             ("null1,no-rx", "net_null1", "null", ("no-rx", Some("1"))),
             ("generator0,rate=2M,size=64", "net_generator0", "generator", ("rate", Some("2M"))),
@@ -233,6 +235,8 @@ mod tests {
             let vdev = Vdev::parse(text).unwrap();
             assert_eq!((vdev.name.as_str(), vdev.kind, vdev.text(get.0)), (name, kind, get.1), "{text}");
         }
+        let tap = Vdev::parse("tap0,fd=7,fd=8").unwrap();
+        assert!(tap.texts("fd").eq(["7", "8"]));
         let pcap = Vdev::parse("pcap0,rx_pcap=a,rx_pcap=b").unwrap();
         assert!(pcap.texts("rx_pcap").eq(["a", "b"]));
         for text in ["0000:3B:00.1,queues=4", "3b:00.1,queues=4"] {
@@ -252,7 +256,7 @@ mod tests {
         for (text, message) in [
             (
                 "foo0",
-                "--vdev foo0: no kind of port 'foo0'; known: vhost<N>, virtio_user<N>, tap<N>, af_xdp<N>, pcap<N>, null<N>, nic<N>, dpdk<N>, generator<N>",
+                "--vdev foo0: no kind of port 'foo0'; known: vhost<N>, virtio_user<N>, memif<N>, tap<N>, af_xdp<N>, af_packet<N>, pcap<N>, null<N>, nic<N>, dpdk<N>, generator<N>",
             ),
             (
                 "3b:00.0,speed=1",
@@ -274,6 +278,12 @@ mod tests {
                 "null0,fault=drop:2",
                 "--vdev net_null0: bad value 'drop:2' of key 'fault'; allowed: NAME:CHANCE+... of drop, duplicate, corrupt, delay, reorder and hold with a chance from 0 to 1, permute:1, turns:N, seed:N",
             ),
+            (
+                "memif0,rsize=15",
+                "--vdev net_memif0: bad value '15' of key 'rsize'; allowed: a number from 0 to 14",
+            ),
+            ("af_packet0", "--vdev net_af_packet0: key 'iface' is required"),
+            ("tap0,fd=x", "--vdev net_tap0: bad value 'x' of key 'fd'; allowed: a number from 0 to 1000000"),
             ("tap0,iface", "--vdev net_tap0: bad value '1' of key 'iface'; allowed: text"),
         ] {
             assert_eq!(Vdev::parse(text).unwrap_err().to_string(), message);

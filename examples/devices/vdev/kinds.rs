@@ -33,6 +33,7 @@ pub(super) struct Kind {
 }
 
 const QUEUES: Key = key("queues", Form::Number(1, 128), "queue pairs");
+const NETNS: Key = key("netns", Form::Text, "network namespace of the interface; ours unless given");
 const MAC: Key = key("mac", Form::Mac, "its MAC address; made from its name unless given");
 
 /// Every kind of port, in the order of `--help`.
@@ -84,6 +85,27 @@ pub(super) const KINDS: &[Kind] = &[
         meaningless: &["cq", "speed", "vectorized"],
     },
     Kind {
+        name: "memif",
+        about: "another process over memif: VPP, DPDK, a container without virtio",
+        keys: &[
+            key("role", Form::Text, "client: brings the memory and connects, unless given; server: listens"),
+            key("socket", Form::Text, "the server's socket; /run/memif.sock unless given"),
+            key("socket-abstract", Form::Text, "no: the socket is a file; yes, unless given: a name of none"),
+            key("id", Form::Number(0, 4_294_967_295), "number of the interface on its socket"),
+            key("rsize", Form::Number(0, 14), "descriptors of a ring, as a power of two; 10 unless given"),
+            key(
+                "bsize",
+                Form::Number(512, 16384),
+                "bytes of a buffer, the same on both sides; 2048 unless given",
+            ),
+            key("secret", Form::Text, "what both sides must know, up to 24 bytes"),
+            QUEUES,
+            MAC,
+        ],
+        required: &[],
+        meaningless: &["zero-copy"],
+    },
+    Kind {
         name: "tap",
         about: "a network interface of the host",
         keys: &[
@@ -96,6 +118,9 @@ pub(super) const KINDS: &[Kind] = &[
             ),
             key("uso", Form::Flag, "1: the same for UDP"),
             key("mtu", Form::Number(68, 65535), "MTU of the interface"),
+            key("persist", Form::Flag, "1: the interface stays when the port goes"),
+            NETNS,
+            key("fd", Form::Number(0, 1_000_000), "a queue opened by who started us; once for each queue"),
             QUEUES,
             MAC,
         ],
@@ -113,10 +138,26 @@ pub(super) const KINDS: &[Kind] = &[
             key("promisc", Form::Flag, "0: only what is for its own address"),
             key("busy_budget", Form::Number(0, 65535), "packets a busy poll handles; 0: interrupts"),
             key("leave", Form::Text, "what stays with the kernel: arp+tcp:22+udp:53"),
+            NETNS,
             QUEUES,
         ],
         required: &["iface"],
         meaningless: &["queue_count", "shared_umem", "xdp_prog", "use_cni", "use_pinned_map", "dp_path"],
+    },
+    Kind {
+        name: "af_packet",
+        about: "a network interface of the host, beside its network stack; for those without XDP",
+        keys: &[
+            key("iface", Form::Text, "name of the interface"),
+            key("promisc", Form::Flag, "0: only what is for its own address"),
+            key("qdisc_bypass", Form::Flag, "1: sends past the queueing discipline of the interface"),
+            key("blocksz", Form::Number(131_072, 1 << 30), "bytes of a block of the ring, a power of two"),
+            key("blockcnt", Form::Number(2, 4096), "blocks of a ring; 32 of 262144 bytes unless given"),
+            NETNS,
+            QUEUES,
+        ],
+        required: &["iface"],
+        meaningless: &["qpairs", "framesz", "framecnt", "fanout_mode"],
     },
     Kind {
         name: "pcap",

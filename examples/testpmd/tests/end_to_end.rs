@@ -204,6 +204,16 @@ fn mistakes_are_one_line_and_exit_code_1() {
         ("--vdev null0 -l 0,1 --nb-cores=2", "testpmd: --nb-cores=2: allowed: 1 to 1"),
         ("--vdev null0 -l 0@4000", "CPU 4000 is not one this process may use; allowed: 0"),
         ("--vdev pcap0,rx_pcap=/nonexistent.pcap", "/nonexistent.pcap"),
+        ("--vdev memif0,role=king", "--vdev net_memif0: role=king is none of client, server"),
+        ("--vdev memif0,socket-abstract=maybe", "socket-abstract=maybe is none of yes, no"),
+        (
+            "--vdev memif0,role=server,socket=/nonexistent/s,socket-abstract=no",
+            "cannot listen on memif socket",
+        ),
+        ("--vdev af_packet0,iface=nonexistent", "interface nonexistent: ip link shows"),
+        ("--vdev af_packet0,iface=lo,blocksz=131073", "blocksz= is a power of two"),
+        ("--vdev tap0,netns=nonexistent", "netns=nonexistent: ip netns list"),
+        ("--vdev tap0,fd=99999", "fd=99999: not a queue of a TAP interface"),
         ("--vdev null0,queues=1 --rxq 2", "can't be greater than max_rxqs (1) of port 0"),
         ("--config /nonexistent.toml", "testpmd: --config /nonexistent.toml: No such file"),
     ] {
