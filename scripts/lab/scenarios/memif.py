@@ -33,6 +33,9 @@ class Memif:
         vdev = f"net_memif0,role={role},{self.common()}{more}"
         peer = Peer("memif", vdev, queues=self.queues, ring=RING, size=SIZES, count=count)
         self.link("up")
+        # DPDK's client makes room for what is to come when it is first asked for packets, not before.
+        for line in ("set portlist 0", "set fwd rxonly", "start", "stop"):
+            peer.pmd.cmd(line)
         return peer
 
     def link(self, state, timeout_s=30):
@@ -66,12 +69,13 @@ def killed(device, label, times):
     """The peer is killed with frames on their way, and the next one finds everything in order."""
     for _ in range(times):
         peer = device.peer()
-        peer.pmd.cmd("set portlist 0")
         peer.pmd.cmd("set fwd io retry")
         peer.pmd.cmd("start tx_first 4")
         peer.pmd.wait_for(lambda c: c[0]["RX-packets"] > 1000, "traffic")
         peer.pmd.child.send_signal(signal.SIGKILL)
         peer.pmd.kill()
+        if device.role == "client":
+            device.socket.unlink()  # DPDK's server does not replace one that was left
         device.link("down")
     peer = device.peer()
     returned = peer.exchange_often(2)
@@ -108,6 +112,8 @@ def between_dpdk(packets):
                   ["--forward-mode=io", "--port-topology=loop", f"--rxd={RING}", f"--txd={RING}"], core=0)
     device.cmd("start")
     peer = Peer("memif", f"net_memif0,role=client,{common}", ring=RING, size=SIZES, count=64)
+    for line in ("set portlist 0", "set fwd rxonly", "start", "stop"):
+        peer.pmd.cmd(line)
     rate = peer.circulate(packets, 64)
     peer.quit()
     device.cmd("stop")
