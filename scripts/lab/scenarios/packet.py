@@ -20,7 +20,7 @@ def ports(queues, netns):
     return [f"af_packet{i},iface={name}0,queues={queues},netns={netns}" for i, name in enumerate("xy")]
 
 
-@scenario(need, seconds=60, full_seconds=120)
+@scenario(need, seconds=120, full_seconds=180)
 def packet_tcp(full):
     """The kernel's TCP through two AF_PACKET ports on veth pairs, offloads on: one queue, jumbo frames, two queues."""
     for mtu, queues in ((1500, 1), (9000, 1), (1500, 2)):
@@ -39,7 +39,7 @@ def packet_tcp(full):
         wire.close()
 
 
-@scenario(need, seconds=60, full_seconds=120)
+@scenario(need, seconds=120, full_seconds=180)
 def tap_tcp(full):
     """The kernel's TCP between two TAP ports in namespaces, by name: large packets, several queues."""
     for queues, large in ((1, 0), (1, 1), (2, 1)):
