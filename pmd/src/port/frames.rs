@@ -26,6 +26,10 @@ pub(crate) fn pool(port: &str, frames: usize, size: u32, backing: Backing) -> Re
 }
 
 /// What is left to do to a packet for a device that takes whole frames only.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made and taken apart at once; a box would cost an allocation a packet"
+)]
 pub(crate) enum Work {
     /// Nothing but this to store in it, if anything.
     Frame(Option<Patch>),
