@@ -43,7 +43,7 @@ impl fmt::Display for Form {
 pub struct Vdev {
     /// As DPDK spells it: `net_vhost0`.
     pub name: String,
-    /// Which of [`KINDS`].
+    /// Its kind, one of `KINDS`.
     pub kind: &'static str,
     /// As given, after the name: what `show port info` calls devargs.
     pub devargs: String,

@@ -118,6 +118,12 @@ impl PortEntry {
         }
     }
 
+    /// Whether another is the same device at the same place, perhaps of other VLANs.
+    fn is_device(&self, other: &PortEntry) -> bool {
+        (&self.name, &self.vdev, &self.number, &self.peer)
+            == (&other.name, &other.vdev, &other.number, &other.peer)
+    }
+
     fn config(&self) -> Result<PortConfig, String> {
         let peer = match &self.peer {
             None => None,
@@ -150,7 +156,7 @@ impl Config {
         let mut errors = Vec::new();
         for old in &before.bridges {
             let new = self.bridges.iter().find(|b| b.name == old.name);
-            let kept = |p: &PortEntry| new.is_some_and(|b| b.ports.contains(p));
+            let kept = |p: &PortEntry| new.is_some_and(|b| b.ports.iter().any(|q| q.is_device(p)));
             let gone: Vec<String> = match new {
                 None => Vec::new(),
                 Some(new) => old.texts().into_iter().filter(|t| !new.texts().contains(t)).collect(),
@@ -169,8 +175,13 @@ impl Config {
                 let id = bridge.datapath_id.unwrap_or(i as u64 + 1);
                 runner.switch().add_bridge(&bridge.name, id);
             }
-            let ports = bridge.ports.iter().filter(|p| !old.is_some_and(|o| o.ports.contains(p)));
-            ports.for_each(|p| add_port(runner, &bridge.name, p, &mut errors));
+            for port in &bridge.ports {
+                match old.and_then(|o| o.ports.iter().find(|p| p.is_device(port))) {
+                    None => add_port(runner, &bridge.name, port, &mut errors),
+                    Some(before) if before != port => set_vlan(runner, &bridge.name, port, &mut errors),
+                    Some(_) => {}
+                }
+            }
             let known = old.map_or_else(Vec::new, BridgeConfig::texts);
             let new: Vec<String> = bridge.texts().into_iter().filter(|t| !known.contains(t)).collect();
             bridge.flow_mods(Command::Add, &new, runner, &mut errors);
@@ -188,6 +199,13 @@ fn add_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<St
     });
     if let Err(e) = added {
         errors.push(format!("port {}: {e}", port.name));
+    }
+}
+
+fn set_vlan(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<String>) {
+    match port.vlan() {
+        Ok(vlan) => drop(runner.switch().change_port(bridge, &port.name, |p| p.vlan = vlan)),
+        Err(e) => errors.push(e),
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Datapath {
     swept_ms: u64,
     turns: u32,
     found: Box<[Found; CAP]>,
+    /// Buffers of the packet that something is done to; empty between packets.
+    rest: act::Rest,
 }
 
 /// A packet of a burst, looked up.
@@ -94,6 +96,7 @@ impl Datapath {
             swept_ms: 0,
             turns: 0,
             found: Box::new([Found::default(); CAP]),
+            rest: act::Rest::new(),
         }
     }
 

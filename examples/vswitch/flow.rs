@@ -5,7 +5,7 @@
 //! - [`values`]: values of fields as text
 //! - [`matching`]: what a flow matches, and its text
 //! - [`action`]: what a flow does; groups and meters
-//! - [`print`], [`parse`]: the text of actions and flows
+//! - [`mod@print`], [`parse`]: the text of actions and flows
 
 pub mod fields;
 pub mod key;

@@ -30,7 +30,7 @@ pub(super) struct Packet {
 }
 
 /// The buffers of one packet: few, but for hostile guests.
-type Rest = Vec<Buf>;
+pub(super) type Rest = Vec<Buf>;
 
 /// Drops the first packet of a batch.
 pub(super) fn discard(batch: &mut Batch<Buf>, out: &mut Outbox) {
@@ -89,7 +89,8 @@ impl Datapath {
         let mut first = [0; HEAD];
         let n = gather(batch, 0, buffers, &mut first);
         let offload = batch.front().map(|b| b.offload).unwrap_or_default();
-        let mut rest: Rest = (0..buffers).filter_map(|_| batch.pop_front()).collect();
+        let mut rest = std::mem::take(&mut self.rest);
+        rest.extend((0..buffers).filter_map(|_| batch.pop_front()));
         let mut key = Key::default();
         key.set_in_port(from.0.into());
         parse(&first[..n], bytes as usize, &mut key);
@@ -97,6 +98,7 @@ impl Datapath {
         let mut packet = Packet { head, skip: n as u32, intact: true, truncate: None, key };
         self.run(&flow.ops, &mut packet, &mut rest, out, 0);
         drop_rest(&mut rest, out);
+        self.rest = rest;
     }
 
     /// Does operations in turn. The last that needs the buffers takes them.
@@ -125,15 +127,12 @@ impl Datapath {
                     }
                 }
                 Op::Clone(inner) => {
-                    let mut copy = Packet { head: packet.head.clone(), key: packet.key, ..*packet };
+                    let mut copy = Packet { head: packet.head.clone(), ..*packet };
                     if last {
                         self.run(inner, &mut copy, rest, out, round);
-                    } else if let Some(mut buffers) = duplicate(packet, rest, out) {
-                        copy.skip = 0;
-                        copy.intact = true;
-                        let mut skipped = copy_of(&buffers, &copy.head);
-                        std::mem::swap(&mut copy, &mut skipped);
-                        copy.key = packet.key;
+                    } else if let Some(frame) = duplicate(packet, rest, out) {
+                        (copy.skip, copy.intact) = (packet.head.bytes().len() as u32, true);
+                        let mut buffers = vec![frame];
                         self.run(inner, &mut copy, &mut buffers, out, round);
                         drop_rest(&mut buffers, out);
                     }
@@ -197,7 +196,7 @@ impl Datapath {
         }
         if packet.truncate.is_some() || !last {
             if let Some(copy) = duplicate(packet, rest, out) {
-                copy.into_iter().for_each(|buf| out.send(to, buf));
+                out.send(to, copy);
             }
             return;
         }
@@ -223,15 +222,8 @@ impl Datapath {
     }
 }
 
-/// A packet of copied buffers whose headers lie in them.
-fn copy_of(rest: &Rest, head: &Head) -> Packet {
-    let n = head.bytes().len() as u32;
-    let _ = rest;
-    Packet { head: head.clone(), skip: n, intact: true, truncate: None, key: Key::default() }
-}
-
 /// The packet as it is now, copied into a frame of the core's own. `None`: none is free.
-fn duplicate(packet: &Packet, rest: &Rest, out: &mut Outbox) -> Option<Rest> {
+fn duplicate(packet: &Packet, rest: &Rest, out: &mut Outbox) -> Option<Buf> {
     let size = packet.head.size() as u32;
     let len = packet.truncate.map_or(size, |t| t.min(size));
     let mut frame = out.frame(len)?;
@@ -245,8 +237,9 @@ fn duplicate(packet: &Packet, rest: &Rest, out: &mut Outbox) -> Option<Rest> {
             at += buf.copy_part(from, &mut frame, at, len - at);
         }
     }
-    frame.offload = packet.head.offload;
-    Some(vec![frame])
+    // What is cut cannot be cut up further.
+    frame.offload = if len < size { Default::default() } else { packet.head.offload };
+    Some(frame)
 }
 
 impl Packet {
@@ -304,26 +297,25 @@ impl Packet {
         frame.write(0, head);
         frame.offload = self.head.offload;
         let mut skip = self.skip;
-        let mut kept: Rest = Vec::with_capacity(rest.len() + 1);
-        for mut buf in rest.drain(..) {
-            let gone = skip.min(buf.len());
+        let mut i = 0;
+        while i < rest.len() {
+            let gone = skip.min(rest[i].len());
             skip -= gone;
-            buf.advance(gone);
-            if buf.is_empty() {
+            rest[i].advance(gone);
+            if rest[i].is_empty() {
+                let mut empty = rest.remove(i);
                 // Its bytes are in the frame: this is no packet that is dropped.
-                buf.set_more(true);
-                out.drop(buf);
+                empty.set_more(true);
+                out.drop(empty);
             } else {
-                kept.push(buf);
+                i += 1;
             }
         }
-        let n = kept.len();
-        for (i, buf) in kept.iter_mut().enumerate() {
-            buf.set_more(i + 1 < n);
+        if let Some(end) = rest.last_mut() {
+            end.set_more(false);
         }
-        frame.set_more(n > 0);
-        kept.insert(0, frame);
-        *rest = kept;
+        frame.set_more(!rest.is_empty());
+        rest.insert(0, frame);
         true
     }
 }

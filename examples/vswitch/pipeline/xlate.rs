@@ -71,6 +71,10 @@ pub(super) struct Walk<'w> {
     action_set: Vec<Action>,
     stack: Vec<(u128, u32)>,
     exit: bool,
+    /// The list of actions that is being done ends here; the one that called it goes on.
+    cut: bool,
+    /// It went too deep: nothing is done.
+    lost: bool,
     /// Labels were taken off: what is below is not known.
     unlabelled: bool,
     tell: bool,
@@ -125,6 +129,8 @@ impl<'w> Walk<'w> {
             action_set: Vec::new(),
             stack: Vec::new(),
             exit: false,
+            cut: false,
+            lost: false,
             unlabelled: false,
             tell,
             mirrored: 0,
@@ -153,6 +159,9 @@ impl<'w> Walk<'w> {
     }
 
     fn finish(mut self) -> Outcome {
+        if self.lost {
+            self.out.ops.clear();
+        }
         self.out.mask.words[PACKET_WORDS..].fill(0);
         self.out
     }
@@ -162,7 +171,7 @@ impl<'w> Walk<'w> {
         if self.depth >= MAX_DEPTH || self.resubmits >= MAX_RESUBMITS {
             self.bridge().too_deep.fetch_add(1, Ordering::Relaxed);
             self.say(|| format!("over {MAX_DEPTH} deep or {MAX_RESUBMITS} look-ups: dropped"));
-            self.exit = true;
+            (self.exit, self.lost) = (true, true);
             return;
         }
         self.resubmits += 1;

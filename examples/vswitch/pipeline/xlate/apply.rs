@@ -15,6 +15,9 @@ impl Walk<'_> {
             }
             self.tell_action(action);
             self.one(action);
+            if std::mem::take(&mut self.cut) {
+                return;
+            }
         }
     }
 
@@ -219,10 +222,10 @@ impl Walk<'_> {
         }
     }
 
-    /// The controllers are told, and the packet goes no further.
+    /// The controllers are told, and the actions behind it are not done.
     fn invalid_ttl(&mut self) {
         self.tell_controller(Controller { reason: Reason::InvalidTtl, ..Controller::plain(u16::MAX) });
-        self.exit = true;
+        self.cut = true;
     }
 
     fn set_vlan(&mut self, field: Field, value: u128, push: bool) {

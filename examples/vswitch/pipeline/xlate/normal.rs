@@ -40,10 +40,11 @@ impl Walk<'_> {
         if src[0] & 1 == 0 {
             self.out.effects.push(Effect::Address(self.bridge, vlan, src, from));
         }
-        let known = if dst[0] & 1 == 0 {
-            bridge.fdb.lock().expect("no holder panics").lookup(vlan, dst)
-        } else {
-            None
+        let known = match dst {
+            // The source is learned before the destination is looked for.
+            _ if dst == src => Some(from),
+            _ if dst[0] & 1 == 1 => None,
+            _ => bridge.fdb.lock().expect("no holder panics").lookup(vlan, dst),
         };
         match known {
             Some(to) if to == from => self.say(|| ">> forwarding to the port it came from: dropped".into()),
