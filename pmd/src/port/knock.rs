@@ -4,12 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
-#[cfg(not(loom))]
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-#[cfg(loom)]
-use loom::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::sys::eventfd::EventFd;
 
@@ -65,43 +60,7 @@ impl Knock {
     }
 }
 
-#[cfg(all(test, loom))]
-mod loom_tests {
-    use loom::sync::atomic::AtomicU32;
-    use loom::thread;
-
-    use super::*;
-
-    /// A knock is heard, by this look or by the next, and with it what was put there before.
-    #[test]
-    fn loom_a_knock_is_heard_with_what_it_is_about() {
-        loom::model(|| {
-            let (knock, put) = (loom::sync::Arc::new(Knock::new().unwrap()), AtomicU32::new(0));
-            let put = loom::sync::Arc::new(put);
-            let (there, written) = (knock.clone(), put.clone());
-            let control = thread::spawn(move || {
-                for n in 1..3 {
-                    written.store(n, Ordering::Relaxed);
-                    there.knock();
-                }
-            });
-            let mut seen = 0;
-            for _ in 0..2 {
-                if knock.knocked() {
-                    seen = put.load(Ordering::Relaxed);
-                    assert!(seen > 0);
-                }
-            }
-            control.join().unwrap();
-            if knock.knocked() {
-                seen = put.load(Ordering::Relaxed);
-            }
-            assert_eq!(seen, 2);
-        });
-    }
-}
-
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
