@@ -9,7 +9,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use pmd::port::{Port, Queue, Stats};
+use pmd::port::{Filter, Port, Queue, Stats};
 use pmd::worker::cycles;
 
 use crate::Error;
@@ -132,6 +132,19 @@ impl App {
                 Err(format!("Invalid port {word}\nThe valid ports array is [ {} ]", valid.join(" ")))
             }
         }
+    }
+
+    /// Which frames a port takes; `None`: all, and that cannot be changed.
+    pub(crate) fn filter(&self, port: usize) -> Option<Filter> {
+        self.slot(port).port.filter()
+    }
+
+    /// Has a port take other frames.
+    ///
+    /// # Errors
+    /// When its device cannot.
+    pub(crate) fn set_filter(&mut self, port: usize, filter: Filter) -> Outcome {
+        self.slot_mut(port).port.set_filter(filter).map_err(|e| e.to_string())
     }
 
     /// The MAC address of whoever is behind a port.

@@ -1,5 +1,6 @@
 //! What happens between start and end: commands at the prompt, or statistics until the time is up.
 
+mod filter;
 mod set;
 
 use std::fs::File;
@@ -292,6 +293,9 @@ impl Session {
                 Ok(())
             }
             Verb::Quit | Verb::Load => unreachable!("obeyed by `command`"),
+            Verb::SetPromisc | Verb::MacAddress | Verb::Multicast | Verb::Vlan | Verb::VlanFilter => {
+                filter::set(app, verb, words)
+            }
             _ => set::set(app, verb, words),
         }
     }

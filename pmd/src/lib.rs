@@ -12,6 +12,7 @@ pub mod completion;
 pub mod offload;
 pub mod vring;
 pub mod vhost;
+pub mod filter;
 mod nic;
 pub mod port;
 pub mod worker;

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use hugepages::{Backing, Buf, Offload};
 
+use crate::filter::Filter;
 use crate::sys::vfio::{Bar, Device, VfioError};
 use slots::Slots;
 
@@ -98,8 +99,6 @@ pub(crate) struct Setup {
     pub(crate) room: u32,
     /// Longest frame, without the check sequence.
     pub(crate) max_frame: u32,
-    /// Take every frame, whatever its destination.
-    pub(crate) promiscuous: bool,
     /// The address to listen to; `None`: the device's own.
     pub(crate) mac: Option<[u8; 6]>,
     /// Memory of the rings.
@@ -120,6 +119,8 @@ pub(crate) trait Chip: Send + 'static {
     fn mac(&self) -> [u8; 6];
     /// Resets it and starts as many queue pairs, with empty rings.
     fn start(&mut self, setup: &Setup) -> Result<Vec<Self::Rings>, NicError>;
+    /// Takes these frames from now on, and after each start.
+    fn filter(&mut self, filter: &Filter) -> Result<(), NicError>;
     /// Stops it: when this returns it reads and writes no memory.
     fn stop(&mut self);
     /// Whether the link is up, and its speed in Mbit/s.

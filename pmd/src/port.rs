@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hugepages::{Buf, Loan, Monitor, Table};
 
 use crate::batch::Batch;
+pub use crate::filter::Filter;
 
 /// What went wrong with a port. The message names the port, what was wrong and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +102,19 @@ pub trait Port: Send {
     fn mac(&self) -> [u8; 6];
     /// State of its link, now.
     fn link(&self) -> Link;
+    /// Which frames it takes; `None`: all that there are, and that cannot be changed.
+    fn filter(&self) -> Option<Filter> {
+        None
+    }
+    /// Takes these frames from now on.
+    ///
+    /// # Errors
+    /// When the device cannot.
+    fn set_filter(&mut self, filter: Filter) -> Result<(), PortError> {
+        let _ = filter;
+        let what = "takes every frame, whatever its destination; that cannot be changed".to_owned();
+        Err(PortError::Config { port: self.name().to_owned(), what })
+    }
     /// Lets the device reach a guest's memory (DMA). Ports that copy have nothing to do.
     ///
     /// # Errors

@@ -97,7 +97,7 @@ class NicGuest(Guest):
             extra += ["-netdev", wire.netdev(f"net{i}"),
                       "-device", f"{MODELS[model]},romfile=,id=nic{i},netdev=net{i},mac=52:54:00:00:01:0{i},{place}{options}"]
         super().__init__(f"nic-{model}", None, memory_mib=memory_mib, cpus=1, extra=extra,
-                         append=f"intel_iommu=on iommu.passthrough=0 {append}")
+                         append=f"intel_iommu=on iommu.passthrough=0 no_timer_check {append}")
 
     def chroot(self, command, timeout_s=60, must=True):
         """Runs a command of the host in the guest."""

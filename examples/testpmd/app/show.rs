@@ -18,6 +18,7 @@ impl App {
             mac: slot.port.mac(),
             link: slot.port.link(),
             caps: slot.port.caps(),
+            filter: slot.port.filter(),
             queues: if slot.started.is_some() { (self.options.rxq, self.options.txq) } else { (0, 0) },
         }
     }

@@ -120,7 +120,31 @@ pub(super) const COMMANDS: &[Command] = &[
         SetPromisc,
         Section::Config,
         &[Is("set"), One(&["promisc", "allmulti"]), Port, ON_OFF],
-        "Set promiscuous or allmulti mode: always on here.",
+        "Set promiscuous or allmulti mode: of NICs; other ports take every frame.",
+    ),
+    command(
+        MacAddress,
+        Section::Config,
+        &[Is("mac_addr"), One(&["add", "remove"]), Port, Any("XX:XX:XX:XX:XX:XX")],
+        "Add or remove a further MAC address of a NIC.",
+    ),
+    command(
+        Multicast,
+        Section::Config,
+        &[Is("mcast_addr"), One(&["add", "remove"]), Port, Any("mcast_addr")],
+        "Add or remove a multicast address that a NIC takes frames for.",
+    ),
+    command(
+        Vlan,
+        Section::Config,
+        &[Is("rx_vlan"), One(&["add", "rm"]), Any("vlan_id|all"), Port],
+        "Add or remove a VLAN that a NIC takes frames of, while its VLAN filter is on.",
+    ),
+    command(
+        VlanFilter,
+        Section::Config,
+        &[Is("vlan"), Is("set"), Is("filter"), ON_OFF, Port],
+        "Take tagged frames of some VLANs only, of none at first; or of all.",
     ),
     command(
         SetPeer,

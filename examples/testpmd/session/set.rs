@@ -41,17 +41,6 @@ pub(super) fn set(app: &mut App, verb: Verb, words: &[&str]) -> Result<(), Strin
             app.options.nb_ports = Some(n);
             format!("Number of forwarding ports set to {n}\n")
         }
-        Verb::SetPromisc => {
-            for port in app.choose(words[1])? {
-                if words[2] == "off" {
-                    let mode = if words[0] == "promisc" { "promiscuous" } else { "all-multicast" };
-                    say(&format!(
-                        "Error during disabling {mode} mode for port {port}: Operation not supported\n"
-                    ));
-                }
-            }
-            String::new()
-        }
         Verb::SetPeer => {
             let mac = crate::vdev::mac(words[1]).ok_or("the MAC address is xx:xx:xx:xx:xx:xx")?;
             for port in app.choose(words[0])? {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use pmd::port::{Caps, Link, Stats};
+use pmd::port::{Caps, Filter, Link, Stats};
 
 /// What stands in a `show port info` besides numbers.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub(crate) struct About {
     pub(crate) link: Link,
     /// What it can do.
     pub(crate) caps: Caps,
+    /// Which frames it takes; `None`: all.
+    pub(crate) filter: Option<Filter>,
     /// Queues it was started with, receive and transmit.
     pub(crate) queues: (u16, u16),
 }
@@ -132,7 +134,12 @@ pub(crate) fn summary(port: usize, about: &About) -> String {
 
 /// `show port info`, for one port.
 pub(crate) fn info(port: usize, about: &About) -> String {
-    let About { name, driver, devargs, mac, link, caps, queues } = about;
+    let About { name, driver, devargs, mac, link, caps, filter, queues } = about;
+    let on = |filtered: fn(&Filter) -> bool| filter.as_ref().is_none_or(|filter| !filtered(filter));
+    let mode = |on| if on { "enabled" } else { "disabled" };
+    let promiscuous = mode(on(|filter| !filter.promiscuous));
+    let groups = mode(on(|filter| !(filter.promiscuous || filter.all_multicast)));
+    let networks = if on(|filter| filter.vlans.is_some()) { "off" } else { "on" };
     let border = "*********************";
     // Rings of any size up to this one; the other end chooses where it makes them.
     let ring = pmd::spec::virtio::MAX_RING;
@@ -151,11 +158,11 @@ pub(crate) fn info(port: usize, about: &About) -> String {
          Link duplex: full-duplex\n\
          Autoneg status: Off\n\
          MTU: {}\n\
-         Promiscuous mode: enabled\n\
-         Allmulticast mode: enabled\n\
+         Promiscuous mode: {promiscuous}\n\
+         Allmulticast mode: {groups}\n\
          Maximum number of MAC addresses: 1\n\
          Maximum number of MAC addresses of hash filtering: 0\n\
-         VLAN offload: \n  strip off, filter off, extend off, qinq strip off\n\
+         VLAN offload: \n  strip off, filter {networks}, extend off, qinq strip off\n\
          No RSS offload flow type is supported.\n\
          Minimum size of RX buffer: 0\n\
          Maximum configurable length of RX packet: {}\n\
@@ -281,6 +288,7 @@ mod tests {
                 segmentation: true,
                 reads_foreign_memory: false,
             },
+            filter: None,
             queues: (2, 2),
         };
         insta::assert_snapshot!(summary_head(2) + &summary(0, &about), @r"

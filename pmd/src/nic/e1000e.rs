@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use hugepages::Offload;
 
-use super::intel::{Format, IntelRings, Place};
+use super::intel::{Filters, Format, IntelRings, Place, Totals, mask};
 use super::pci::Id;
 use super::{About, Chip, NicError, Regs, Setup, wait};
+use crate::filter::Filter;
 use crate::spec::net::{GSO_NONE, HDR_F_NEEDS_CSUM};
 use crate::sys::vfio::Device;
 use registers as r;
@@ -57,17 +58,21 @@ impl Format for Extended {
     }
 }
 
+/// §10.2.5.13.
+const FILTERS: Filters = Filters { addresses: r::RAL, most: 16, groups: r::MTA, networks: r::VFTA };
+
 /// The control side.
 pub(crate) struct E1000e {
     regs: Regs,
     device: Option<Arc<Device>>,
-    totals: [u64; r::COUNTERS.len()],
+    totals: Totals,
+    filter: Filter,
 }
 
 impl E1000e {
     /// The chip behind `regs`; `device` is what lets it reach memory, if it is one.
     pub(crate) fn new(regs: Regs, device: Option<Arc<Device>>) -> E1000e {
-        E1000e { regs, device, totals: [0; r::COUNTERS.len()] }
+        E1000e { regs, device, totals: Totals::of(r::COUNTERS), filter: Filter::default() }
     }
 
     /// §4.6.1: interrupts off, no more requests, reset.
@@ -92,12 +97,8 @@ impl E1000e {
     /// §4.6.5.
     fn start_receive(&self, at: Place, setup: &Setup) {
         let regs = &self.regs;
-        for i in 0..r::MTA_WORDS {
-            regs.set(r::MTA + 4 * i, 0);
-        }
-        if let Some([a, b, c, d, e, f]) = setup.mac {
-            regs.set(r::RAL, u32::from_le_bytes([a, b, c, d]));
-            regs.set(r::RAH, u32::from_le_bytes([e, f, 0, 0]) | r::RAH_VALID);
+        if let Some(mac) = setup.mac {
+            FILTERS.listen(regs, 0, mac);
         }
         regs.set(r::RXCSUM, r::RXCSUM_IP | r::RXCSUM_TCP_UDP);
         regs.set(r::RFCTL, r::RFCTL_EXTENDED);
@@ -117,9 +118,22 @@ impl E1000e {
             16384 => r::RCTL_16384,
             _ => r::RCTL_2048,
         };
-        let everything = if setup.promiscuous { r::RCTL_UNICAST | r::RCTL_MULTICAST } else { 0 };
         let long = if setup.max_frame > 1518 { r::RCTL_LONG } else { 0 };
-        regs.set(r::RCTL, r::RCTL_ON | r::RCTL_BROADCAST | r::RCTL_STRIP_CRC | size | everything | long);
+        regs.set(r::RCTL, r::RCTL_ON | r::RCTL_BROADCAST | r::RCTL_STRIP_CRC | size | long);
+        self.sift();
+    }
+
+    /// Takes the frames that it is to take.
+    fn sift(&self) {
+        let (regs, filter) = (&self.regs, &self.filter);
+        FILTERS.set(regs, filter);
+        regs.set(r::VET, r::VET_TAGGED);
+        let modes = [
+            (filter.promiscuous, r::RCTL_UNICAST),
+            (filter.promiscuous || filter.all_multicast, r::RCTL_MULTICAST),
+            (filter.vlans.is_some(), r::RCTL_NETWORKS),
+        ];
+        regs.change(r::RCTL, mask(&modes, true), mask(&modes, false));
     }
 
     /// §4.6.6.
@@ -145,9 +159,7 @@ impl Chip for E1000e {
     }
 
     fn mac(&self) -> [u8; 6] {
-        let [a, b, c, d] = self.regs.get(r::RAL).to_le_bytes();
-        let [e, f, ..] = self.regs.get(r::RAH).to_le_bytes();
-        [a, b, c, d, e, f]
+        FILTERS.mac(&self.regs)
     }
 
     fn start(&mut self, setup: &Setup) -> Result<Vec<IntelRings<Extended>>, NicError> {
@@ -166,6 +178,13 @@ impl Chip for E1000e {
         Ok(rings)
     }
 
+    fn filter(&mut self, filter: &Filter) -> Result<(), NicError> {
+        FILTERS.check(filter)?;
+        self.filter = filter.clone();
+        self.sift();
+        Ok(())
+    }
+
     fn stop(&mut self) {
         // Keeps what was counted so far: a reset forgets it.
         self.counters();
@@ -182,14 +201,6 @@ impl Chip for E1000e {
     }
 
     fn counters(&mut self) -> Vec<(&'static str, u64)> {
-        for (total, (_, at, wide)) in self.totals.iter_mut().zip(r::COUNTERS) {
-            // Cleared as they are read; of a pair the lower one first (§10.2.7).
-            let low = self.regs.get(*at);
-            let high = if *wide { self.regs.get(*at + 4) } else { 0 };
-            if low != u32::MAX {
-                *total += u64::from(low) | u64::from(high) << 32;
-            }
-        }
-        r::COUNTERS.iter().zip(self.totals).map(|((name, ..), total)| (*name, total)).collect()
+        self.totals.read(&self.regs, r::COUNTERS, u32::MAX)
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use hugepages::Offload;
 
-use super::intel::{Advanced, Format, IntelRings};
+use super::intel::{Advanced, Filters, Format, IntelRings, Totals, mask};
 use super::pci::Id;
 use super::{About, Chip, NicError, Regs, Setup, rss, wait};
+use crate::filter::Filter;
 use crate::sys::vfio::Device;
 use registers as r;
 
@@ -52,17 +53,21 @@ impl Format for Igb82576 {
     }
 }
 
+/// §8.10.
+const FILTERS: Filters = Filters { addresses: r::RAL, most: 16, groups: r::MTA, networks: r::VFTA };
+
 /// The control side.
 pub(crate) struct Igb {
     regs: Regs,
     device: Option<Arc<Device>>,
-    totals: [u64; r::COUNTERS.len()],
+    totals: Totals,
+    filter: Filter,
 }
 
 impl Igb {
     /// The chip behind `regs`; `device` is what lets it reach memory, if it is one.
     pub(crate) fn new(regs: Regs, device: Option<Arc<Device>>) -> Igb {
-        Igb { regs, device, totals: [0; r::COUNTERS.len()] }
+        Igb { regs, device, totals: Totals::of(r::COUNTERS), filter: Filter::default() }
     }
 
     /// §4.2.1.6.1, §4.5.2: interrupts off, no more requests, reset.
@@ -100,19 +105,15 @@ impl Igb {
     /// §4.5.9.
     fn start_receive(&self, rings: &[IntelRings<Igb82576>], setup: &Setup) -> Result<(), NicError> {
         let regs = &self.regs;
-        for i in 0..r::MTA_WORDS {
-            regs.set(r::MTA + 4 * i, 0);
-        }
-        if let Some([a, b, c, d, e, f]) = setup.mac {
-            regs.set(r::RAL, u32::from_le_bytes([a, b, c, d]));
-            regs.set(r::RAH, u32::from_le_bytes([e, f, 0, 0]) | r::RAH_VALID);
+        if let Some(mac) = setup.mac {
+            FILTERS.listen(regs, 0, mac);
         }
         regs.set(r::RXCSUM, r::RXCSUM_IP | r::RXCSUM_TCP_UDP | r::RXCSUM_NO_FRAGMENTS);
         self.spread(setup.queues);
         regs.set(r::RLPML, setup.max_frame + 4);
-        let everything = if setup.promiscuous { r::RCTL_UNICAST | r::RCTL_MULTICAST } else { 0 };
         let long = if setup.max_frame > 1518 { r::RCTL_LONG } else { 0 };
-        regs.set(r::RCTL, r::RCTL_ON | r::RCTL_BROADCAST | r::RCTL_STRIP_CRC | everything | long);
+        regs.set(r::RCTL, r::RCTL_ON | r::RCTL_BROADCAST | r::RCTL_STRIP_CRC | long);
+        self.sift();
         for (queue, ring) in rings.iter().enumerate() {
             let (base, place) = (r::rx_queue(queue as u16), ring.places().0);
             regs.set(base + r::BASE_LOW, place.at as u32);
@@ -142,6 +143,18 @@ impl Igb {
             regs.set(r::RETA + 4 * i as u32, *word);
         }
         regs.set(r::MRQC, r::MRQC_RSS | r::MRQC_FIELDS);
+    }
+
+    /// Takes the frames that it is to take.
+    fn sift(&self) {
+        let (regs, filter) = (&self.regs, &self.filter);
+        FILTERS.set(regs, filter);
+        let modes = [
+            (filter.promiscuous, r::RCTL_UNICAST),
+            (filter.promiscuous || filter.all_multicast, r::RCTL_MULTICAST),
+            (filter.vlans.is_some(), r::RCTL_NETWORKS),
+        ];
+        regs.change(r::RCTL, mask(&modes, true), mask(&modes, false));
     }
 
     /// §4.5.10.
@@ -176,9 +189,7 @@ impl Chip for Igb {
     }
 
     fn mac(&self) -> [u8; 6] {
-        let [a, b, c, d] = self.regs.get(r::RAL).to_le_bytes();
-        let [e, f, ..] = self.regs.get(r::RAH).to_le_bytes();
-        [a, b, c, d, e, f]
+        FILTERS.mac(&self.regs)
     }
 
     fn start(&mut self, setup: &Setup) -> Result<Vec<IntelRings<Igb82576>>, NicError> {
@@ -197,6 +208,13 @@ impl Chip for Igb {
         Ok(rings)
     }
 
+    fn filter(&mut self, filter: &Filter) -> Result<(), NicError> {
+        FILTERS.check(filter)?;
+        self.filter = filter.clone();
+        self.sift();
+        Ok(())
+    }
+
     fn stop(&mut self) {
         // Keeps what was counted so far: a reset forgets it.
         self.counters();
@@ -213,14 +231,6 @@ impl Chip for Igb {
     }
 
     fn counters(&mut self) -> Vec<(&'static str, u64)> {
-        for (total, (_, at, wide)) in self.totals.iter_mut().zip(r::COUNTERS) {
-            // Cleared as they are read; of a pair the lower one first (§8.18).
-            let low = self.regs.get(*at);
-            let high = if *wide { self.regs.get(*at + 4) } else { 0 };
-            if low != u32::MAX {
-                *total += u64::from(low) | u64::from(high) << 32;
-            }
-        }
-        r::COUNTERS.iter().zip(self.totals).map(|((name, ..), total)| (*name, total)).collect()
+        self.totals.read(&self.regs, r::COUNTERS, u32::MAX)
     }
 }

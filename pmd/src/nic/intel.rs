@@ -11,6 +11,7 @@ use hugepages::{Buf, Offload, Window, Words};
 use super::memory::Memory;
 use super::slots::Slots;
 use super::{Arrival, Broken, Fate, NicError, Regs, Rings};
+use crate::filter::Filter;
 use crate::spec::net::{GSO_NONE, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM};
 
 /// Rings are a multiple of 128 bytes long, and as aligned.
@@ -48,6 +49,101 @@ pub(crate) trait Format: Send + 'static {
     fn context(offload: &Offload, network: u16) -> (u64, u64);
     /// Second word of a data descriptor of `len` bytes, of a packet of `total`.
     fn data(offload: &Offload, len: u32, total: u32) -> u64;
+}
+
+/// Where a family has its filters.
+pub(crate) struct Filters {
+    /// Its own address, and behind it further ones, two registers each.
+    pub(crate) addresses: u32,
+    /// How many in all.
+    pub(crate) most: u32,
+    /// Groups of stations: one bit for each hash of an address.
+    pub(crate) groups: u32,
+    /// Networks: one bit each.
+    pub(crate) networks: u32,
+}
+
+impl Filters {
+    const WORDS: u32 = 128;
+    const VALID: u32 = 1 << 31;
+
+    /// The device's own address.
+    pub(crate) fn mac(&self, regs: &Regs) -> [u8; 6] {
+        let [a, b, c, d] = regs.get(self.addresses).to_le_bytes();
+        let [e, f, ..] = regs.get(self.addresses + 4).to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// Listens to an address; number 0 is its own.
+    pub(crate) fn listen(&self, regs: &Regs, number: u32, [a, b, c, d, e, f]: [u8; 6]) {
+        regs.set(self.addresses + 8 * number, u32::from_le_bytes([a, b, c, d]));
+        regs.set(self.addresses + 8 * number + 4, u32::from_le_bytes([e, f, 0, 0]) | Filters::VALID);
+    }
+
+    /// Whether there is room for all that a filter names.
+    pub(crate) fn check(&self, filter: &Filter) -> Result<(), NicError> {
+        if filter.unicast.len() < self.most as usize {
+            return Ok(());
+        }
+        let what =
+            format!("the device has room for {} further addresses; use promiscuous mode", self.most - 1);
+        Err(NicError::Device(what.into()))
+    }
+
+    /// Sets all but the bits that are elsewhere.
+    pub(crate) fn set(&self, regs: &Regs, filter: &Filter) {
+        for number in 1..self.most {
+            match filter.unicast.get(number as usize - 1) {
+                Some(mac) => self.listen(regs, number, *mac),
+                None => regs.set(self.addresses + 8 * number + 4, 0),
+            }
+        }
+        // Bits 36 to 47 of an address, counted as it is sent: 12 bits of its last two bytes.
+        let hash = |mac: &[u8; 6]| (u16::from_le_bytes([mac[4], mac[5]]) >> 4).into();
+        let groups = filter.multicast.iter().map(hash);
+        bits(regs, self.groups, groups);
+        bits(regs, self.networks, filter.vlans.iter().flatten().map(|vlan| u32::from(*vlan) & 0xfff));
+    }
+}
+
+/// The bits of those modes that are to be on, or of those that are not.
+pub(crate) fn mask(modes: &[(bool, u32)], on: bool) -> u32 {
+    modes.iter().filter(|mode| mode.0 == on).fold(0, |bits, mode| bits | mode.1)
+}
+
+/// Sets these bits of a table of 4096, and no others.
+fn bits(regs: &Regs, table: u32, set: impl Iterator<Item = u32>) {
+    let mut words = [0u32; Filters::WORDS as usize];
+    set.for_each(|bit| words[bit as usize / 32] |= 1 << (bit % 32));
+    words.iter().zip(0..).for_each(|(word, i)| regs.set(table + 4 * i, *word));
+}
+
+/// What a family's counters were at resets, and how far they have come since. They are cleared as they are
+/// read; of a pair the lower one is read first.
+pub(crate) struct Totals(Vec<u64>);
+
+impl Totals {
+    pub(crate) fn of(counters: &[(&str, u32, bool)]) -> Totals {
+        Totals(vec![0; counters.len()])
+    }
+
+    /// Name, register, and whether it goes on in the next one, of which the bits `high` count.
+    pub(crate) fn read(
+        &mut self,
+        regs: &Regs,
+        counters: &[(&'static str, u32, bool)],
+        high: u32,
+    ) -> Vec<(&'static str, u64)> {
+        for (total, (_, at, wide)) in self.0.iter_mut().zip(counters) {
+            let low = regs.get(*at);
+            let high = if *wide { regs.get(*at + 4) & high } else { 0 };
+            // All ones: the device is gone.
+            if low != u32::MAX {
+                *total += u64::from(low) | u64::from(high) << 32;
+            }
+        }
+        counters.iter().zip(&self.0).map(|((name, ..), total)| (*name, *total)).collect()
+    }
 }
 
 /// Where a ring is, for the device.

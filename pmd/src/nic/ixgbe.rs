@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use hugepages::Offload;
 
-use super::intel::{Advanced, Format, IntelRings};
+use super::intel::{Advanced, Filters, Format, IntelRings, Totals, mask};
 use super::pci::Id;
 use super::{About, Chip, NicError, Regs, Setup, rss, wait};
+use crate::filter::Filter;
 use crate::sys::vfio::Device;
 use registers as r;
 
@@ -66,17 +67,21 @@ impl Format for Ixgbe82599 {
     }
 }
 
+/// §8.2.3.7.
+const FILTERS: Filters = Filters { addresses: r::RAL, most: 128, groups: r::MTA, networks: r::VFTA };
+
 /// The control side.
 pub(crate) struct Ixgbe {
     regs: Regs,
     device: Option<Arc<Device>>,
-    totals: [u64; r::COUNTERS.len()],
+    totals: Totals,
+    filter: Filter,
 }
 
 impl Ixgbe {
     /// The chip behind `regs`; `device` is what lets it reach memory, if it is one.
     pub(crate) fn new(regs: Regs, device: Option<Arc<Device>>) -> Ixgbe {
-        Ixgbe { regs, device, totals: [0; r::COUNTERS.len()] }
+        Ixgbe { regs, device, totals: Totals::of(r::COUNTERS), filter: Filter::default() }
     }
 
     /// §4.6.3.1, §4.6.3.2: interrupts off, no more requests, reset, and what comes after.
@@ -112,15 +117,11 @@ impl Ixgbe {
     /// §4.6.7.
     fn start_receive(&self, rings: &[IntelRings<Ixgbe82599>], setup: &Setup) -> Result<(), NicError> {
         let regs = &self.regs;
-        for i in 0..r::MTA_WORDS {
-            regs.set(r::MTA + 4 * i, 0);
+        if let Some(mac) = setup.mac {
+            FILTERS.listen(regs, 0, mac);
         }
-        if let Some([a, b, c, d, e, f]) = setup.mac {
-            regs.set(r::RAL, u32::from_le_bytes([a, b, c, d]));
-            regs.set(r::RAH, u32::from_le_bytes([e, f, 0, 0]) | r::RAH_VALID);
-        }
-        let everything = if setup.promiscuous { r::FCTRL_UNICAST | r::FCTRL_MULTICAST } else { 0 };
-        regs.set(r::FCTRL, r::FCTRL_BROADCAST | everything);
+        regs.set(r::FCTRL, r::FCTRL_BROADCAST);
+        self.sift();
         regs.set(r::RXCSUM, r::RXCSUM_IP | r::RXCSUM_NO_FRAGMENTS);
         self.spread(setup.queues);
         // §8.2.3.7.4: the two that strip the check sequence must agree.
@@ -167,6 +168,23 @@ impl Ixgbe {
         regs.set(r::MRQC, r::MRQC_RSS | r::MRQC_FIELDS);
     }
 
+    /// §7.1.1: takes the frames that it is to take.
+    fn sift(&self) {
+        let (regs, filter) = (&self.regs, &self.filter);
+        FILTERS.set(regs, filter);
+        for number in 0..FILTERS.most {
+            regs.set(r::MPSAR + 8 * number, 1);
+        }
+        regs.set(r::MCSTCTRL, r::MCSTCTRL_ON);
+        let modes = [
+            (filter.promiscuous, r::FCTRL_UNICAST),
+            (filter.promiscuous || filter.all_multicast, r::FCTRL_MULTICAST),
+        ];
+        regs.change(r::FCTRL, mask(&modes, true), mask(&modes, false));
+        let networks = [(filter.vlans.is_some(), r::VLNCTRL_ON)];
+        regs.change(r::VLNCTRL, mask(&networks, true), mask(&networks, false));
+    }
+
     /// §4.6.8.
     fn start_transmit(&self, rings: &[IntelRings<Ixgbe82599>]) -> Result<(), NicError> {
         let regs = &self.regs;
@@ -203,9 +221,7 @@ impl Chip for Ixgbe {
     }
 
     fn mac(&self) -> [u8; 6] {
-        let [a, b, c, d] = self.regs.get(r::RAL).to_le_bytes();
-        let [e, f, ..] = self.regs.get(r::RAH).to_le_bytes();
-        [a, b, c, d, e, f]
+        FILTERS.mac(&self.regs)
     }
 
     fn start(&mut self, setup: &Setup) -> Result<Vec<IntelRings<Ixgbe82599>>, NicError> {
@@ -224,6 +240,13 @@ impl Chip for Ixgbe {
         Ok(rings)
     }
 
+    fn filter(&mut self, filter: &Filter) -> Result<(), NicError> {
+        FILTERS.check(filter)?;
+        self.filter = filter.clone();
+        self.sift();
+        Ok(())
+    }
+
     fn stop(&mut self) {
         // Keeps what was counted so far: a reset forgets it.
         self.counters();
@@ -240,15 +263,7 @@ impl Chip for Ixgbe {
     }
 
     fn counters(&mut self) -> Vec<(&'static str, u64)> {
-        for (total, (_, at, wide)) in self.totals.iter_mut().zip(r::COUNTERS) {
-            // Cleared as they are read; of a pair the lower one first (§8.2.3.23).
-            let low = self.regs.get(*at);
-            let high = if *wide { self.regs.get(*at + 4) & 0xf } else { 0 };
-            if low != u32::MAX {
-                *total += u64::from(low) | u64::from(high) << 32;
-            }
-        }
-        r::COUNTERS.iter().zip(self.totals).map(|((name, ..), total)| (*name, total)).collect()
+        self.totals.read(&self.regs, r::COUNTERS, 0xf)
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::memory::Memory;
 use super::pci::Id;
 use super::{About, Chip, NicError, Setup};
+use crate::filter::Filter;
 use crate::spec::net;
 use crate::spec::virtio as v;
 use crate::sys::vfio::Device;
@@ -47,10 +48,16 @@ const WANTED: u64 = v::F_VERSION_1
 
 /// §5.1.6.5: classes and commands of the control queue.
 const PROMISCUOUS: [u8; 2] = [0, 0];
+const ALL_MULTICAST: [u8; 2] = [0, 1];
+const SET_TABLE: [u8; 2] = [1, 0];
 const SET_MAC: [u8; 2] = [1, 1];
 const SET_PAIRS: [u8; 2] = [4, 0];
 /// Patience with a command, and with a reset.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Most addresses of each kind that a command names.
+const ADDRESSES: usize = 64;
+/// Bytes for a command, and after them its acknowledgement.
+const COMMAND: usize = 1024;
 /// Entries of the control queue: one command at a time.
 const CONTROL: u16 = 4;
 
@@ -84,7 +91,7 @@ impl Found {
     /// The chip, with rings of that layout.
     pub(crate) fn chip<R: Ring>(self) -> VirtioNet<R> {
         let Found { transport, device, features } = self;
-        VirtioNet { transport, device, features, control: None }
+        VirtioNet { transport, device, features, control: None, filter: Filter::default() }
     }
 }
 
@@ -94,6 +101,7 @@ pub(crate) struct VirtioNet<R> {
     device: Arc<Device>,
     features: u64,
     control: Option<Control<R>>,
+    filter: Filter,
 }
 
 /// The queue that commands go through.
@@ -146,24 +154,42 @@ impl<R: Ring> VirtioNet<R> {
         let index = 2 * self.pairs();
         let size = self.size(index, CONTROL)?;
         let mut memory =
-            Memory::new(4096, hugepages::Backing { page: hugepages::PageSize::Base, node: None })?;
+            Memory::new(4 * 4096, hugepages::Backing { page: hugepages::PageSize::Base, node: None })?;
         let (ring, door) = self.ring(index, size, &mut memory)?;
-        let at = memory.take(64, 64);
+        let at = memory.take(COMMAND + 8, 64);
         Ok(Some(Control { ring, memory, at, door }))
     }
 
     /// What is set by commands, once the device runs.
     fn command(&mut self, setup: &Setup) -> Result<(), NicError> {
-        let (receive, own) = (self.has(F_CTRL_RX), self.has(F_CTRL_MAC));
+        self.sift()?;
+        let own = self.has(F_CTRL_MAC);
         let Some(control) = &mut self.control else { return Ok(()) };
-        if receive {
-            control.send(PROMISCUOUS, &[setup.promiscuous.into()])?;
-        }
         if let Some(mac) = setup.mac.filter(|_| own) {
             control.send(SET_MAC, &mac)?;
         }
         if setup.queues > 1 {
             control.send(SET_PAIRS, &setup.queues.to_le_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+impl<R: Ring> VirtioNet<R> {
+    /// Says which frames are to be taken, if it runs.
+    fn sift(&mut self) -> Result<(), NicError> {
+        let (receive, own) = (self.has(F_CTRL_RX), self.has(F_CTRL_MAC));
+        let Some(control) = self.control.as_mut().filter(|_| receive) else { return Ok(()) };
+        let filter = &self.filter;
+        control.send(PROMISCUOUS, &[filter.promiscuous.into()])?;
+        control.send(ALL_MULTICAST, &[(filter.promiscuous || filter.all_multicast).into()])?;
+        if own {
+            let mut table = Vec::new();
+            for addresses in [&filter.unicast, &filter.multicast] {
+                table.extend((addresses.len() as u32).to_le_bytes());
+                table.extend(addresses.iter().flatten());
+            }
+            control.send(SET_TABLE, &table)?;
         }
         Ok(())
     }
@@ -175,14 +201,15 @@ const ALIGN: u64 = 4096;
 impl<R: Ring> Control<R> {
     fn send(&mut self, command: [u8; 2], data: &[u8]) -> Result<(), NicError> {
         use hugepages::Words;
-        let bytes = self.memory.words::<u64>(self.at, 8);
-        let mut words = [0u8; 32];
+        let bytes = self.memory.words::<u64>(self.at, COMMAND / 8 + 1);
+        let mut words = vec![0u8; COMMAND];
         words[..2].copy_from_slice(&command);
         words[2..2 + data.len()].copy_from_slice(data);
         bytes.copy_in(0, &words);
         // The acknowledgement: neither 0 nor 1 until the device has written it.
-        bytes.set(7, 0xff);
-        let chain = [Segment::read(self.at, 2 + data.len() as u32), Segment::write(self.at + 56, 1)];
+        bytes.set(COMMAND / 8, 0xff);
+        let chain =
+            [Segment::read(self.at, 2 + data.len() as u32), Segment::write(self.at + COMMAND as u64, 1)];
         self.ring.add(&chain).expect("one command at a time");
         if self.ring.publish() {
             self.door.kick();
@@ -201,7 +228,7 @@ impl<R: Ring> Control<R> {
         if !used {
             return Err(NicError::Late("answer a command", PATIENCE.as_millis() as u64));
         }
-        match bytes.acquire(7) & 0xff {
+        match bytes.acquire(COMMAND / 8) & 0xff {
             0 => Ok(()),
             ack => Err(NicError::Device(format!("the device refused command {command:?}: {ack}").into())),
         }
@@ -241,9 +268,29 @@ impl<R: Ring + 'static> Chip for VirtioNet<R> {
         Ok(started)
     }
 
+    fn filter(&mut self, filter: &Filter) -> Result<(), NicError> {
+        let refused = |what: &'static str| Err(NicError::Device(what.into()));
+        if filter.vlans.is_some() {
+            return refused("VLANs are not filtered on virtio devices");
+        }
+        if filter.unicast.len().max(filter.multicast.len()) > ADDRESSES {
+            return refused("64 further addresses, and 64 groups, are the most");
+        }
+        if *filter != (Filter { promiscuous: true, ..Filter::default() }) && !self.has(F_CTRL_RX) {
+            return refused("the device takes every frame, whatever its destination");
+        }
+        let named = !filter.unicast.is_empty() || !filter.multicast.is_empty();
+        if named && !self.has(F_CTRL_MAC) {
+            return refused("the device has one address, and belongs to all groups or none");
+        }
+        self.filter = filter.clone();
+        self.sift()
+    }
+
     fn stop(&mut self) {
         let _ = self.transport.reset();
         let _ = self.device.set_master(false);
+        self.control = None;
     }
 
     fn link(&self) -> (bool, u32) {

@@ -11,6 +11,7 @@ use hugepages::{Window, Words};
 use super::memory::Memory;
 use super::pci::Id;
 use super::{About, Chip, NicError, Regs, Setup};
+use crate::filter::Filter;
 use crate::sys::vfio::Device;
 use layout as l;
 use rings::{Rings3, Sizes};
@@ -28,6 +29,7 @@ pub(crate) struct Vmxnet3 {
     regs: Regs,
     device: Option<Arc<Device>>,
     shared: Option<Shared>,
+    filter: Filter,
     totals: [u64; l::COUNTERS.len()],
 }
 
@@ -55,7 +57,14 @@ impl Shared {
 impl Vmxnet3 {
     /// The chip behind these registers; `device` is what lets it reach memory, if it is one.
     pub(crate) fn new(doors: Regs, regs: Regs, device: Option<Arc<Device>>) -> Vmxnet3 {
-        Vmxnet3 { doors, regs, device, shared: None, totals: [0; l::COUNTERS.len()] }
+        Vmxnet3 {
+            doors,
+            regs,
+            device,
+            shared: None,
+            filter: Filter::default(),
+            totals: [0; l::COUNTERS.len()],
+        }
     }
 
     /// Gives a command and returns its answer.
@@ -93,9 +102,7 @@ impl Vmxnet3 {
         // One interrupt, never asked for.
         shared.put(l::INTERRUPTS, 1 | 1 << 8);
         shared.put(l::INTERRUPT_CONTROL, l::INTERRUPTS_OFF);
-        let usual = l::MODE_UNICAST | l::MODE_BROADCAST;
-        let all = if setup.promiscuous { l::MODE_ALL_MULTICAST | l::MODE_PROMISCUOUS } else { 0 };
-        shared.put(l::RECEIVE_MODE, usual | all);
+        self.sift(shared);
         let (tx, rx) = (l::SHARED, l::SHARED + l::QUEUE);
         let places = rings.places();
         shared.put64(tx + l::TX_RING, places.tx);
@@ -110,6 +117,36 @@ impl Vmxnet3 {
         shared.put(rx + l::RX_SIZES, sizes.rx.into());
         shared.put(rx + l::RX_SIZES + 4, sizes.rx.into());
         shared.put(rx + l::RX_DONE_SIZE, 2 * u32::from(sizes.rx));
+    }
+
+    /// Says which frames are to be taken.
+    fn sift(&self, shared: &Shared) {
+        let filter = &self.filter;
+        let usual = l::MODE_UNICAST | l::MODE_MULTICAST | l::MODE_BROADCAST;
+        let everything = if filter.promiscuous { l::MODE_PROMISCUOUS } else { 0 };
+        let groups = if filter.promiscuous || filter.all_multicast { l::MODE_ALL_MULTICAST } else { 0 };
+        shared.put(l::RECEIVE_MODE, usual | everything | groups);
+        let mut table: Vec<u8> = filter.multicast.iter().flatten().copied().collect();
+        // With the modes, of 16 bits; the other half is not used.
+        shared.put(l::GROUPS_LEN, table.len() as u32);
+        shared.put64(l::GROUPS, shared.at + l::TABLE as u64);
+        table.resize(table.len().next_multiple_of(4), 0);
+        for (i, word) in table.chunks_exact(4).enumerate() {
+            let word = u32::from_le_bytes(word.try_into().expect("of 4 bytes"));
+            shared.put(l::TABLE + 4 * i, word);
+        }
+        let mut networks = [if filter.vlans.is_some() { 0 } else { u32::MAX }; l::NETWORKS_WORDS];
+        for vlan in filter.vlans.iter().flatten() {
+            networks[usize::from(vlan & 0xfff) / 32] |= 1 << (vlan % 32);
+        }
+        networks.iter().enumerate().for_each(|(i, word)| shared.put(l::NETWORKS + 4 * i, *word));
+    }
+
+    /// Has the device look at what was said.
+    fn update(&self) {
+        for command in [l::UPDATE_RECEIVE_MODE, l::UPDATE_GROUPS, l::UPDATE_NETWORKS] {
+            self.regs.set(l::CMD, command);
+        }
     }
 
     fn set_mac(&self, [a, b, c, d, e, f]: [u8; 6]) {
@@ -153,9 +190,25 @@ impl Chip for Vmxnet3 {
         if refused != 0 {
             return Err(NicError::Device(format!("the device was not activated: {refused:#x}").into()));
         }
-        self.regs.set(l::CMD, l::UPDATE_RECEIVE_MODE);
+        self.update();
         self.shared = Some(shared);
         Ok(vec![rings])
+    }
+
+    fn filter(&mut self, filter: &Filter) -> Result<(), NicError> {
+        if !filter.unicast.is_empty() {
+            return Err(NicError::Device("the device has one address; use promiscuous mode".into()));
+        }
+        if filter.multicast.len() > l::TABLE_MOST {
+            let what = format!("the device has room for {} groups; use all-multicast mode", l::TABLE_MOST);
+            return Err(NicError::Device(what.into()));
+        }
+        self.filter = filter.clone();
+        if let Some(shared) = &self.shared {
+            self.sift(shared);
+            self.update();
+        }
+        Ok(())
     }
 
     fn stop(&mut self) {

@@ -11,7 +11,7 @@ use hugepages::{Backing, Buf, Loan, Pool, Table};
 
 use crate::batch::{Batch, CAP};
 use crate::port::frames::{self, FRAMES};
-use crate::port::{Caps, Count, Counters, Link, Port, PortError, Queue, Stats};
+use crate::port::{Caps, Count, Counters, Filter, Link, Port, PortError, Queue, Stats};
 
 /// Packets held back each way at most; then no more are taken.
 const HELD: usize = 512;
@@ -196,6 +196,14 @@ impl Port for Fault {
         let grown = self.sums().into_iter().zip(self.cleared).map(|(now, then)| now - then);
         all.extend(KINDS.iter().zip(grown).map(|(kind, n)| ((*kind).to_owned(), n)));
         all
+    }
+
+    fn filter(&self) -> Option<Filter> {
+        self.inner.filter()
+    }
+
+    fn set_filter(&mut self, filter: Filter) -> Result<(), PortError> {
+        self.inner.set_filter(filter)
     }
 
     fn clear_stats(&mut self) {

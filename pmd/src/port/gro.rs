@@ -10,7 +10,7 @@ use hugepages::{Backing, Buf, Loan, Monitor, Pool, Table};
 
 use crate::batch::Batch;
 use crate::offload::join::{HEADERS, Joiner};
-use crate::port::{Caps, Count, Counters, Link, Port, PortError, Queue, Stats, frames};
+use crate::port::{Caps, Count, Counters, Filter, Link, Port, PortError, Queue, Stats, frames};
 
 /// Headers of joined packets on their way, of a queue: enough for what a ring of usual size takes.
 const FRAMES: usize = 1024;
@@ -84,6 +84,14 @@ impl Port for Gro {
         let mut all = self.inner.xstats();
         all.push(("rx_joined".to_owned(), joined));
         all
+    }
+
+    fn filter(&self) -> Option<Filter> {
+        self.inner.filter()
+    }
+
+    fn set_filter(&mut self, filter: Filter) -> Result<(), PortError> {
+        self.inner.set_filter(filter)
     }
 
     fn clear_stats(&mut self) {

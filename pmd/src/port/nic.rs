@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use hugepages::{Backing, Table};
 
 use crate::nic::{About, Chip, NicError, Setup, e1000e, igb, ixgbe, open, pci, registers, virtio, vmxnet3};
-use crate::port::{Caps, Count, Link, Port, PortError, Queue, Stats, Tally};
+use crate::port::{Caps, Count, Filter, Link, Port, PortError, Queue, Stats, Tally};
 use crate::sys::eventfd::EventFd;
 use crate::sys::vfio::{Device, Interrupt};
 use crate::vring::driver::{Packed, Split};
@@ -206,6 +206,7 @@ struct Nic<C: Chip> {
     keeper: Option<Keeper>,
     shared: Arc<Shared>,
     mac: [u8; 6],
+    filter: Filter,
     tally: Tally,
     ways: Vec<Arc<Ways>>,
     /// What its further counters showed when they were cleared.
@@ -213,13 +214,15 @@ struct Nic<C: Chip> {
 }
 
 impl<C: Chip> Nic<C> {
-    fn new(name: &str, chip: C, shared: Arc<Shared>, config: Config) -> Result<Nic<C>, PortError> {
+    fn new(name: &str, mut chip: C, shared: Arc<Shared>, config: Config) -> Result<Nic<C>, PortError> {
         let (about, mac) = (chip.about(), config.mac.unwrap_or_else(|| chip.mac()));
         let most = about.max_frame - HEADER;
         if !(68..=most).contains(&config.mtu) {
             let what = format!("mtu={} is not in 68..={most}, which this device can", config.mtu);
             return Err(PortError::Config { port: name.to_owned(), what });
         }
+        let filter = Filter { promiscuous: config.promiscuous, ..Filter::default() };
+        chip.filter(&filter).map_err(|e| error(name, e))?;
         let (name, chip) = (name.to_owned(), Arc::new(Mutex::new(chip)));
         Ok(Nic {
             name,
@@ -229,6 +232,7 @@ impl<C: Chip> Nic<C> {
             keeper: None,
             shared,
             mac,
+            filter,
             tally: Tally::default(),
             ways: Vec::new(),
             cleared: Vec::new(),
@@ -279,6 +283,16 @@ impl<C: Chip> Port for Nic<C> {
         Link { up: up && !self.shared.halted(), speed }
     }
 
+    fn filter(&self) -> Option<Filter> {
+        Some(self.filter.clone())
+    }
+
+    fn set_filter(&mut self, filter: Filter) -> Result<(), PortError> {
+        self.chip().filter(&filter).map_err(|e| error(&self.name, e))?;
+        self.filter = filter;
+        Ok(())
+    }
+
     /// All memory of the process is within the device's reach while it is open (`hugepages::dma`).
     fn map(&mut self, _: &Arc<Table>) -> Result<(), PortError> {
         Ok(())
@@ -296,7 +310,6 @@ impl<C: Chip> Port for Nic<C> {
             tx_size: config.tx_size,
             room: queue::ROOM,
             max_frame: config.mtu + HEADER,
-            promiscuous: config.promiscuous,
             mac: config.mac,
             backing: config.backing,
         };

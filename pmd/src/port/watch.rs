@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use hugepages::{Buf, Loan, Monitor, Offload, Table};
 
 use crate::batch::Batch;
-use crate::port::{Caps, Counters, Link, Port, PortError, Queue, Stats};
+use crate::port::{Caps, Counters, Filter, Link, Port, PortError, Queue, Stats};
 
 /// The direction of a packet, seen from the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +128,14 @@ impl<W: Watcher> Port for Watched<W> {
 
     fn xstats(&self) -> Vec<(String, u64)> {
         self.inner.xstats()
+    }
+
+    fn filter(&self) -> Option<Filter> {
+        self.inner.filter()
+    }
+
+    fn set_filter(&mut self, filter: Filter) -> Result<(), PortError> {
+        self.inner.set_filter(filter)
     }
 
     fn clear_stats(&mut self) {

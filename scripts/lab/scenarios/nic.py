@@ -1,14 +1,15 @@
 """NICs bound to VFIO in a guest, driven by our testpmd there; the host sends and receives at the far end of their wires."""
 
 import re
+import shutil
 import struct
 import time
 
 import frames
 from nics import WINDOW, Inside, NicGuest, pump
-from place import ROOT, check, figure, need_guests, run_dir, sh
+from place import ROOT, Unable, check, figure, need_guests, run_dir, sh
 from scenario import scenario
-from testpmd import binary
+from testpmd import DPDK, binary
 
 
 def need():
@@ -41,6 +42,7 @@ def nic(model, full, queues=1, mtu=9000):
     jumbo = both_ways(guest, 5000 if full else 300, (60, mtu + 14), 2) if mtu > 1500 else []
     if queues > 1:
         spread(guest, pmd, queues)
+    filters(guest, pmd, model)
     link(guest, pmd)
     restart(guest, pmd)
     reopen(pmd, nics[0], 100 if full else 10)
@@ -103,6 +105,67 @@ def restart(guest, pmd):
     for wire in guest.wires:
         wire.drain()
     both_ways(guest, 200, (60, 1514), 8)
+
+
+GROUP, OTHER_GROUP = "01:00:5e:00:00:fb", "33:33:00:00:00:16"
+FRIEND, STRANGER = "02:00:00:00:00:07", "02:00:00:00:00:08"
+
+
+def to(address, vlan=None):
+    """A frame for an address, on a network of its own or on none."""
+    tag = b"" if vlan is None else struct.pack(">HH", 0x8100, vlan)
+    return bytes.fromhex(address.replace(":", "")) + b"\x02\0\0\0\0\x01" + tag + b"\x88\xb5" + f"{address} {vlan}".encode().ljust(64, b".")
+
+
+def passes(guest, *frames_sent):
+    """Which of these frames, sent to the first NIC, come out of the second."""
+    last = to("ff:ff:ff:ff:ff:ff")
+    for frame in [*frames_sent, last]:
+        check(guest.wires[0].send(frame), "the NIC takes no frame")
+    got, end = [], time.monotonic() + 10
+    while last not in got:
+        check(time.monotonic() < end, f"not even the broadcast came out: {got}")
+        frame = guest.wires[1].take(0.5)
+        got += [frame] if frame else []
+    return [frame in got for frame in frames_sent]
+
+
+def filters(guest, pmd, model):
+    """The NIC takes what it was told to take: addresses, groups, networks; also after it was started anew."""
+    own = "52:54:00:00:01:00"
+    everybody = [to(a) for a in (own, FRIEND, STRANGER, GROUP, OTHER_GROUP)]
+
+    def expect(what, *lines):
+        said = "".join(pmd.cmd(line) for line in lines)
+        got = passes(guest, *everybody)
+        check(got == [word in what.split() for word in "own friend stranger group other".split()], f"{lines}: {said}: {got}")
+
+    expect("own friend stranger group other")
+    expect("own", "set promisc 0 off")
+    check("Promiscuous mode: disabled" in pmd.cmd("show port info 0"), "promiscuous mode is shown as enabled")
+    expect("own group", f"mcast_addr add 0 {GROUP}")
+    if model == "vmxnet3":
+        check("one address" in pmd.cmd(f"mac_addr add 0 {FRIEND}"), "vmxnet3 took a second address")
+    else:
+        expect("own friend group", f"mac_addr add 0 {FRIEND}")
+        pmd.cmds(["stop", "port stop 0", "port start 0", "start"])
+        end = time.monotonic() + 10
+        while not up(pmd):
+            check(time.monotonic() < end, "the link stays down")
+        expect("own friend group")
+        expect("own group", f"mac_addr remove 0 {FRIEND}")
+    expect("own group other", "set allmulti 0 on")
+    expect("own", "set allmulti 0 off", f"mcast_addr remove 0 {GROUP}")
+    tagged = [to(own, 5), to(own, 6)]
+    if model.startswith("virtio"):
+        check("not filtered" in pmd.cmd("vlan set filter on 0"), "a virtio device filters VLANs")
+    else:
+        check(passes(guest, *tagged) == [True, True], "tagged frames do not pass")
+        pmd.cmds(["vlan set filter on 0", "rx_vlan add 5 0"])
+        check(passes(guest, *tagged) == [True, False], "other networks than VLAN 5 pass, or it does not")
+        pmd.cmd("vlan set filter off 0")
+        check(passes(guest, *tagged) == [True, True], "tagged frames do not pass any more")
+    expect("own friend stranger group other", "set promisc 0 on")
 
 
 @scenario(need, seconds=240, full_seconds=600)
@@ -204,6 +267,49 @@ def nic_zero_copy(full):
     back.cmd("stop")
     back.quit()
     guest.off()
+
+
+def dpdk_inside(guest, devices):
+    """DPDK's testpmd in the guest, forwarding between those devices on its only CPU."""
+    args = ["-o0", shutil.which(DPDK), "--lcores", "0@0,1@0", "-m", "192", "--in-memory", "--no-telemetry", "--iova-mode=va"]
+    args += [word for device in devices for word in ("-a", device)]
+    return Inside(guest, [*args, "--", "-i", "--rxd=512", "--txd=512", "--total-num-mbufs=8192"], "dpdk", binary="/usr/bin/stdbuf")
+
+
+def need_dpdk():
+    need()
+    if not shutil.which(DPDK):
+        raise Unable(f"no {DPDK}")
+
+
+@scenario(need_dpdk, seconds=300, full_seconds=1200)
+def nic_dpdk(full):
+    """The same NICs in the same guest, forwarding by DPDK's testpmd and by ours: rates side by side. With --full only."""
+    if not full:
+        raise Unable("takes minutes, with --full only")
+    for model in ("e1000e", "igb", "vmxnet3", "virtio"):
+        guest = NicGuest(model)
+        nics = guest.bind()
+        rows = {}
+        for turn in range(3):
+            for who in ("DPDK", "Hotring"):
+                if who == "DPDK":
+                    pmd = dpdk_inside(guest, nics)
+                else:
+                    pmd = Inside(guest, ["-l", "0", "-a", nics[0], "-a", nics[1], "--", "-i"], f"ours{turn}")
+                pmd.cmd("start")
+                time.sleep(1)
+                for wire in guest.wires:
+                    wire.drain()
+                for size in (60, 1514):
+                    rate = sum(both_ways(guest, 10000, (size, size), turn)) / 2
+                    rows.setdefault((who, size), []).append(rate)
+                pmd.cmd("stop")
+                pmd.quit(60)
+        for size in (60, 1514):
+            best = {who: max(rows[who, size]) for who in ("DPDK", "Hotring")}
+            figure(f"{model}, {size} B: DPDK {best['DPDK']:.0f} frames/s, Hotring {best['Hotring']:.0f}")
+        guest.off()
 
 
 @scenario(lambda: None, seconds=30)

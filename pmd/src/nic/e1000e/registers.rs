@@ -13,6 +13,10 @@ pub(super) const STATUS_LINK: u32 = 1 << 1;
 pub(super) const STATUS_SPEED: u32 = 6;
 pub(super) const STATUS_GIO_MASTER: u32 = 1 << 19;
 
+/// EtherType of tagged frames.
+pub(super) const VET: u32 = 0x0038;
+pub(super) const VET_TAGGED: u32 = 0x8100;
+
 pub(super) const ICR: u32 = 0x00c0;
 pub(super) const IMC: u32 = 0x00d8;
 
@@ -27,6 +31,8 @@ pub(super) const RCTL_1024: u32 = 1 << 16;
 pub(super) const RCTL_16384: u32 = 1 << 25 | 1 << 16;
 pub(super) const RCTL_8192: u32 = 1 << 25 | 2 << 16;
 pub(super) const RCTL_4096: u32 = 1 << 25 | 3 << 16;
+/// Tagged frames of some networks only.
+pub(super) const RCTL_NETWORKS: u32 = 1 << 18;
 pub(super) const RCTL_STRIP_CRC: u32 = 1 << 26;
 
 pub(super) const TCTL: u32 = 0x0400;
@@ -66,10 +72,8 @@ pub(super) const RFCTL: u32 = 0x5008;
 /// Extended receive descriptors.
 pub(super) const RFCTL_EXTENDED: u32 = 1 << 15;
 pub(super) const MTA: u32 = 0x5200;
-pub(super) const MTA_WORDS: u32 = 128;
+pub(super) const VFTA: u32 = 0x5600;
 pub(super) const RAL: u32 = 0x5400;
-pub(super) const RAH: u32 = 0x5404;
-pub(super) const RAH_VALID: u32 = 1 << 31;
 pub(super) const MRQC: u32 = 0x5818;
 
 /// Statistics, §10.2.7: name, register, and whether it goes on in the next one. Cleared when read.

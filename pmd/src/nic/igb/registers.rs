@@ -35,6 +35,8 @@ pub(super) const RCTL_UNICAST: u32 = 1 << 3;
 pub(super) const RCTL_MULTICAST: u32 = 1 << 4;
 pub(super) const RCTL_LONG: u32 = 1 << 5;
 pub(super) const RCTL_BROADCAST: u32 = 1 << 15;
+/// Tagged frames of some networks only.
+pub(super) const RCTL_NETWORKS: u32 = 1 << 18;
 pub(super) const RCTL_STRIP_CRC: u32 = 1 << 26;
 /// Longest packet with its check sequence.
 pub(super) const RLPML: u32 = 0x5004;
@@ -76,10 +78,8 @@ pub(super) const RXCSUM_TCP_UDP: u32 = 1 << 9;
 /// The hash takes the place of the checksum of fragments.
 pub(super) const RXCSUM_NO_FRAGMENTS: u32 = 1 << 13;
 pub(super) const MTA: u32 = 0x5200;
-pub(super) const MTA_WORDS: u32 = 128;
+pub(super) const VFTA: u32 = 0x5600;
 pub(super) const RAL: u32 = 0x5400;
-pub(super) const RAH: u32 = 0x5404;
-pub(super) const RAH_VALID: u32 = 1 << 31;
 pub(super) const MRQC: u32 = 0x5818;
 /// Several queues by RSS.
 pub(super) const MRQC_RSS: u32 = 2;

@@ -77,10 +77,15 @@ pub(super) const RXCSUM_IP: u32 = 1 << 12;
 /// The hash takes the place of the checksum of fragments.
 pub(super) const RXCSUM_NO_FRAGMENTS: u32 = 1 << 13;
 pub(super) const MTA: u32 = 0x5200;
-pub(super) const MTA_WORDS: u32 = 128;
+pub(super) const MCSTCTRL: u32 = 0x5090;
+/// The table of groups is looked at.
+pub(super) const MCSTCTRL_ON: u32 = 1 << 2;
+pub(super) const VLNCTRL: u32 = 0x5088;
+pub(super) const VLNCTRL_ON: u32 = 1 << 30;
+pub(super) const VFTA: u32 = 0xa000;
+/// Pools that an address belongs to: there is one.
+pub(super) const MPSAR: u32 = 0xa600;
 pub(super) const RAL: u32 = 0xa200;
-pub(super) const RAH: u32 = 0xa204;
-pub(super) const RAH_VALID: u32 = 1 << 31;
 pub(super) const MRQC: u32 = 0xec80;
 /// Several queues by RSS.
 pub(super) const MRQC_RSS: u32 = 1;

@@ -47,7 +47,7 @@ impl Model {
         regs.insert(r::EEC, r::EEC_READ);
         regs.insert(r::RDRXCTL, r::RDRXCTL_READY);
         regs.insert(r::RAL, 0x0000_1b00);
-        regs.insert(r::RAH, r::RAH_VALID | 0x0201);
+        regs.insert(r::RAL + 4, 1 << 31 | 0x0201);
         *self.resets.lock().unwrap() += 1;
     }
 
@@ -197,16 +197,7 @@ struct Bench {
 fn started(queues: u16, max_frame: u32) -> Bench {
     let model = Arc::new(Model::default());
     let mut chip = Ixgbe::new(Arc::clone(&model) as Regs, None);
-    let setup = Setup {
-        queues,
-        rx_size: 16,
-        tx_size: 16,
-        room: 2048,
-        max_frame,
-        promiscuous: true,
-        mac: None,
-        backing: BASE,
-    };
+    let setup = Setup { queues, rx_size: 16, tx_size: 16, room: 2048, max_frame, mac: None, backing: BASE };
     let rings = chip.start(&setup).unwrap();
     let (pool, _) = Pool::new(64, 2048, BASE).unwrap();
     let own = pool.table().regions()[0].clone();
@@ -358,4 +349,30 @@ fn the_device_is_reset_named_and_counted() {
     model.put(r::LINKS, u32::MAX);
     model.put(0x4074, u32::MAX);
     assert_eq!((chip.link().0, count(&mut chip, "rx_good_packets")), (false, 10));
+}
+
+#[test]
+fn filters_are_where_the_datasheet_has_them() {
+    let Bench { model, mut chip, rings: _rings, .. } = started(1, 1518);
+    let filter = Filter {
+        unicast: vec![[2, 0x11, 0x22, 0x33, 0x44, 0x55]],
+        multicast: vec![[1, 0, 0x5e, 0, 0, 0xfb]],
+        vlans: Some(vec![0, 5, 4095]),
+        ..Filter::default()
+    };
+    chip.filter(&filter).unwrap();
+    // §8.2.3.7.1: BAM alone. §8.2.3.7.9: the first bytes of an address are the lowest; AV.
+    assert_eq!(model.reg(0x5080), 1 << 10);
+    assert_eq!((model.reg(0xa208), model.reg(0xa20c)), (0x3322_1102, 1 << 31 | 0x5544));
+    assert_eq!((model.reg(0xa204) >> 31, model.reg(0xa214) >> 31), (1, 0), "its own, and no third one");
+    // §8.2.3.7.7: bits 47:36 of 01:00:5e:00:00:fb are 0xfb0; MFE.
+    assert_eq!((model.reg(0x5200 + 4 * (0xfb0 / 32)), model.reg(0x5090)), (1 << (0xfb0 % 32), 4));
+    // §8.2.3.7.11, §8.2.3.7.2: VFTA and VFE.
+    assert_eq!((model.reg(0xa000), model.reg(0xa000 + 4 * 127)), (1 | 1 << 5, 1 << 31));
+    assert_eq!(model.reg(0x5088) >> 30, 1);
+    chip.filter(&Filter { promiscuous: true, ..Filter::default() }).unwrap();
+    assert_eq!((model.reg(0x5080), model.reg(0x5088) >> 30), (7 << 8, 0));
+    assert_eq!((model.reg(0xa20c) >> 31, model.reg(0x5200 + 4 * (0xfb0 / 32))), (0, 0));
+    let many = Filter { unicast: vec![[2; 6]; 128], ..Filter::default() };
+    assert!(chip.filter(&many).unwrap_err().to_string().contains("127"));
 }

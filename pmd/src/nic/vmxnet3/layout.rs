@@ -18,6 +18,8 @@ pub(super) const ACTIVATE: u32 = 0xcafe_0000;
 pub(super) const QUIESCE: u32 = 0xcafe_0001;
 pub(super) const RESET: u32 = 0xcafe_0002;
 pub(super) const UPDATE_RECEIVE_MODE: u32 = 0xcafe_0003;
+pub(super) const UPDATE_GROUPS: u32 = 0xcafe_0004;
+pub(super) const UPDATE_NETWORKS: u32 = 0xcafe_0005;
 pub(super) const GET_STATS: u32 = 0xf00d_0001;
 pub(super) const GET_LINK: u32 = 0xf00d_0002;
 
@@ -44,15 +46,25 @@ pub(super) const INTERRUPT_CONTROL: usize = 108;
 pub(super) const INTERRUPTS_OFF: u32 = 1;
 pub(super) const RECEIVE_MODE: usize = 120;
 pub(super) const MODE_UNICAST: u32 = 1;
+pub(super) const MODE_MULTICAST: u32 = 2;
 pub(super) const MODE_BROADCAST: u32 = 4;
 pub(super) const MODE_ALL_MULTICAST: u32 = 8;
 pub(super) const MODE_PROMISCUOUS: u32 = 16;
+/// Bytes of the table of groups, 16 bits, and where it is.
+pub(super) const GROUPS_LEN: usize = 124;
+pub(super) const GROUPS: usize = 128;
+/// Networks whose tagged frames are taken: a bit each, in so many words.
+pub(super) const NETWORKS: usize = 136;
+pub(super) const NETWORKS_WORDS: usize = 128;
 /// Its bytes, as far as it is kept apart from what follows.
 pub(super) const SHARED: usize = 1024;
 
 /// Bytes of the description of a queue; the transmit queue's comes first.
 pub(super) const QUEUE: usize = 256;
-pub(super) const BYTES: usize = SHARED + 2 * QUEUE;
+/// The table of groups follows, 6 bytes each.
+pub(super) const TABLE: usize = SHARED + 2 * QUEUE;
+pub(super) const TABLE_MOST: usize = 64;
+pub(super) const BYTES: usize = TABLE + 6 * TABLE_MOST;
 
 // Of a transmit queue.
 pub(super) const TX_RING: usize = 16;

@@ -389,6 +389,10 @@ impl Chip for FakeChip {
         Ok(starts.last().unwrap().clone())
     }
 
+    fn filter(&mut self, _: &Filter) -> Result<(), NicError> {
+        Ok(())
+    }
+
     fn stop(&mut self) {}
 
     fn link(&self) -> (bool, u32) {
