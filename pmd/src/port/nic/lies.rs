@@ -9,7 +9,7 @@ use hugepages::{Backing, Batch, Buf, Lender, Loan, Map, Offload, PageSize, Table
 use super::queue::{NicQueue, ROOM};
 use super::{Config, Shared};
 use crate::nic::{Chip, Registers, Regs, Rings, Setup, e1000e, igb, ixgbe, virtio, vmxnet3};
-use crate::port::Queue;
+use crate::port::{Filter, Queue};
 use crate::spec::{net, virtio as v};
 use crate::vring::driver::{Packed, Split};
 
@@ -162,13 +162,13 @@ pub fn run(data: &[u8]) {
         tx_size: u16::from(size % 48) + 1,
         room: ROOM,
         max_frame: 4018,
-        promiscuous: size & 1 != 0,
         mac: None,
         backing: BASE,
     };
     macro_rules! chip {
         ($chip:expr) => {{
             let mut chip = $chip;
+            let _ = chip.filter(&Filter { promiscuous: size & 1 != 0, ..Filter::default() });
             let Ok(mut started) = chip.start(&setup) else { return chip.stop() };
             let rings = started.pop().expect("a queue pair");
             let memory = Arc::clone(&rings.memory);
