@@ -1,7 +1,7 @@
 //! The dirty log of a live migration: one bit for each page of guest memory, shared with the front-end,
 //! which takes bits away and copies their pages while we set others.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -39,6 +39,11 @@ impl DirtyLog {
     /// The first guest address that has no bit.
     pub fn end(&self) -> u64 {
         self.pages.saturating_mul(LOG_PAGE)
+    }
+
+    /// The file behind it, to be sent to another process.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.map.fd()
     }
 
     /// What is wrong with its mapping, see [`Map::damage`].

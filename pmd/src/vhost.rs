@@ -13,11 +13,15 @@
 //! - [`session`]: the conversation, a state machine without I/O: [`Session`]
 //! - `wire`: messages through a socket, in pieces or not
 //! - `endpoint`: where the socket comes from: listening or connecting
+//! - `legacy`: what a port leaves to the process that goes on with it
 //! - [`server`]: one thread for any number of sockets: [`Server`]
+//! - [`handover`]: from one process to the next
 
 pub mod backend;
 mod endpoint;
+pub mod handover;
 pub mod host;
+mod legacy;
 pub(crate) mod lines;
 pub mod message;
 mod refusal;
@@ -28,12 +32,13 @@ pub mod session;
 mod wire;
 
 pub use backend::Ask;
-pub use endpoint::{Access, SocketError};
-pub use host::{Host, HostError, RingSetup, Signals};
+pub use endpoint::{Access, Socket, SocketError};
+pub use host::{Files, Host, HostError, RingSetup, Signals};
+pub use legacy::{Legacy, LegacyError, LegacyTrouble};
 pub use lines::LINES;
 pub use refusal::{Refusal, SessionError};
 pub use regions::RegionError;
 pub use ring::RingError;
-pub use server::{Handle, MESSAGES_A_TURN, PortId, Server, ServerError, Socket};
+pub use server::{Handle, MESSAGES_A_TURN, PortId, Server, ServerError};
 pub use session::{Offer, Session};
 pub use wire::WireError;

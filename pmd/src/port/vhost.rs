@@ -13,6 +13,7 @@
 //! - `filter`: which frames a guest wants
 //! - `orders`: how a ring is to serve its guest
 //! - `commands`: what a guest asks for through its control queue
+//! - `state`: all of it as bytes, for whoever goes on with the device
 //! - `attendant`: serves that queue
 //! - `herald`: a packet in the name of a guest that has moved here
 //! - `door`: how rings come to a queue and go home
@@ -32,6 +33,7 @@ pub(crate) mod orders;
 pub(crate) mod queue;
 mod parked;
 mod receive;
+mod state;
 pub(crate) mod wire;
 
 use std::sync::Arc;
@@ -44,7 +46,7 @@ use crate::port::{Caps, Link, Port, PortError, Queue, Stats, Tally};
 use crate::spec::net::{self, MAX_FRAME, MAX_QUEUE_PAIRS, NetConfig};
 use crate::spec::vhost_user::MIN_MTU;
 use crate::spec::virtio as v;
-use crate::vhost::{Access, Handle, Offer, PortId, ServerError, Socket};
+use crate::vhost::{Access, Handle, Legacy, Offer, PortId, ServerError, Socket};
 use control::Control;
 use door::{Caller, Door};
 use queue::VhostQueue;
@@ -158,6 +160,8 @@ pub struct Vhost {
     mac: [u8; 6],
     server: Handle,
     served: Option<Served>,
+    /// What another process has left, until it is served.
+    legacy: Option<Legacy>,
     started: bool,
     tally: Tally,
 }
@@ -189,7 +193,16 @@ impl Vhost {
         }
         let mac = config.mac.unwrap_or_else(|| local_mac(name));
         let (name, server) = (name.to_owned(), server.clone());
-        Ok(Vhost { name, config, mac, server, served: None, started: false, tally: Tally::default() })
+        let tally = Tally::default();
+        Ok(Vhost { name, config, mac, server, served: None, legacy: None, started: false, tally })
+    }
+
+    /// Goes on with a port that another process has left, at the next start; its rings run from
+    /// [`Handle::thaw`] on. The front-end keeps the device that it knows: its MAC address and MTU stay.
+    pub fn inherit(&mut self, legacy: Legacy) {
+        assert!(self.served.is_none(), "{}: a port that is served has a front-end of its own", self.name);
+        assert_eq!(*legacy.socket(), self.config.socket, "{}: the legacy of another port", self.name);
+        self.legacy = Some(legacy);
     }
 
     fn offer(&self, pairs: u16) -> Offer {
@@ -220,7 +233,11 @@ impl Vhost {
         let host =
             Control::new(name, Arc::clone(&doors), caller, Arc::clone(&up), self.config.mapped, self.mac);
         let (socket, access) = (self.config.socket.clone(), self.config.access);
-        let added = self.server.add_for(access, socket, self.offer(queues), Box::new(host));
+        let (offer, host) = (self.offer(queues), Box::new(host));
+        let added = match self.legacy.take() {
+            Some(legacy) => self.server.inherit(legacy, access, offer, host),
+            None => self.server.add_for(access, socket, offer, host),
+        };
         let id = added.map_err(|source| self.refused(source))?;
         self.served = Some(Served { id, doors, up });
         Ok(())

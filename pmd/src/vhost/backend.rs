@@ -31,7 +31,19 @@ pub enum Ask {
 }
 
 impl Ask {
-    fn encode(self, flags: u32) -> Vec<u8> {
+    /// Its message, if this is one.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Ask> {
+        let (header, body) = Header::read_from_prefix(bytes).ok()?;
+        let IotlbMsg { iova, perm, kind, .. } = IotlbMsg::read_from_bytes(body).ok()?;
+        match (header.request, kind) {
+            (backend_id::IOTLB_MSG, iotlb::MISS) => Some(Ask::Miss { iova, perm }),
+            (backend_id::IOTLB_MSG, iotlb::ACCESS_FAIL) => Some(Ask::AccessFail { iova, perm }),
+            _ => None,
+        }
+    }
+
+    /// Its message.
+    pub(super) fn encode(self, flags: u32) -> Vec<u8> {
         let (kind, iova, perm) = match self {
             Ask::Miss { iova, perm } => (iotlb::MISS, iova, perm),
             Ask::AccessFail { iova, perm } => (iotlb::ACCESS_FAIL, iova, perm),
@@ -54,6 +66,16 @@ impl Asked {
     /// One more.
     pub(super) fn push(&mut self, ask: Ask) {
         self.waiting.push_back(ask);
+    }
+
+    /// What was sent, and is not answered.
+    pub(super) fn unanswered(&self) -> Vec<Ask> {
+        self.unanswered.iter().copied().collect()
+    }
+
+    /// These were sent, by another process.
+    pub(super) fn inherit(&mut self, unanswered: Vec<Ask>) {
+        self.unanswered = unanswered.into();
     }
 
     /// Whether some wait for the replies to others.

@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Gid, Mode, Uid, chmod, chown};
+use rustix::fs::{Gid, Mode, OFlags, Uid, chmod, chown, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::sockopt::{socket_acceptconn, socket_peercred};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
@@ -48,6 +48,24 @@ pub enum SocketError {
     },
 }
 
+/// Where a port's front-end is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// We listen at this path; front-ends connect, one at a time.
+    Listen(PathBuf),
+    /// A front-end listens at this path; we connect, and connect again when it has gone.
+    Connect(PathBuf),
+}
+
+impl Socket {
+    /// The path.
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Socket::Listen(path) | Socket::Connect(path) => path,
+        }
+    }
+}
+
 /// Who may connect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
@@ -74,8 +92,8 @@ impl Access {
 pub(super) struct Listener {
     socket: OwnedFd,
     path: PathBuf,
-    /// Device and inode of the socket file, so that nobody else's is removed.
-    file: (u64, u64),
+    /// Device and inode of the socket file, so that nobody else's is removed; `None`: another process has it.
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -92,7 +110,7 @@ impl Listener {
             bound => bound.map_err(fail("bind; does the directory exist, and may we write there"))?,
         }
         let file = file_at(path).ok_or(Errno::NOENT).map_err(fail("the new socket is gone"))?;
-        let listener = Listener { socket, path: path.into(), file };
+        let listener = Listener { socket, path: path.into(), file: Some(file) };
         // Nobody can connect before it listens.
         if let Some(User { uid, gid }) = access.owner {
             let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
@@ -103,6 +121,26 @@ impl Listener {
         }
         listen(&listener.socket, BACKLOG).map_err(fail("listen"))?;
         Ok(listener)
+    }
+
+    /// Goes on with a socket that listens at `path`, which is another process's until [`Listener::own`].
+    pub(super) fn adopt(path: &Path, socket: OwnedFd) -> Result<Listener, Errno> {
+        if !socket_acceptconn(&socket)? {
+            return Err(Errno::INVAL);
+        }
+        let flags = fcntl_getfl(&socket)?;
+        fcntl_setfl(&socket, flags | OFlags::NONBLOCK)?;
+        Ok(Listener { socket, path: path.into(), file: None })
+    }
+
+    /// The path is ours again, or now.
+    pub(super) fn own(&mut self) {
+        self.file = file_at(&self.path);
+    }
+
+    /// Leaves the path to another process, which has the socket too.
+    pub(super) fn leave(&mut self) {
+        self.file = None;
     }
 
     /// The next connection, if one waits.
@@ -121,7 +159,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if file_at(&self.path) == Some(self.file) {
+        if self.file.is_some() && file_at(&self.path) == self.file {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -37,6 +37,12 @@ pub enum HostError {
     /// The memory for records of what is in flight cannot serve.
     #[error("in-flight record: {0}")]
     Record(Box<dyn std::error::Error + Send + Sync>),
+    /// The state of a device cannot be taken over.
+    #[error("device state: {0}")]
+    State(Box<dyn std::error::Error + Send + Sync>),
+    /// A descriptor cannot be passed on.
+    #[error("{0}: is the limit of open files (ulimit -n) reached?")]
+    Files(std::io::Error),
     /// Memory cannot lack pages.
     #[error("post-copy: {0}")]
     Postcopy(Box<dyn std::error::Error + Send + Sync>),
@@ -94,6 +100,19 @@ pub struct RingSetup {
     pub base: u32,
     /// Its eventfds.
     pub signals: Signals,
+}
+
+/// The files behind what a front-end has sent, for another process that goes on with it.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// By guest address: those of the memory.
+    pub memory: Vec<(u64, OwnedFd)>,
+    /// That of the dirty log, and where the log is in it.
+    pub log: Option<(LogArea, OwnedFd)>,
+    /// What is signalled when something was logged.
+    pub log_signal: Option<OwnedFd>,
+    /// That of the in-flight records, and where they are in it.
+    pub records: Option<(InflightArea, OwnedFd)>,
 }
 
 /// Whoever maps the guest's memory and runs its rings. Called by one thread, by
@@ -225,6 +244,22 @@ pub trait Host: Send {
     /// [`HostError::Late`]: some buffers there are still out.
     fn invalidate(&mut self, entry: &IotlbMsg) -> Result<(), HostError>;
 
+    /// What the guest has asked of the device itself, for the process or the host that goes on with it. No ring
+    /// runs.
+    fn save(&self) -> Vec<u8>;
+
+    /// The device is as it was when that was saved. No ring runs.
+    ///
+    /// # Errors
+    /// [`HostError::State`]; then it stays as it was.
+    fn load(&mut self, state: &[u8]) -> Result<(), HostError>;
+
+    /// The files behind what the front-end has sent, once more. No ring runs.
+    ///
+    /// # Errors
+    /// [`HostError::Files`].
+    fn files(&self) -> Result<Files, HostError>;
+
     /// What the device wants of the front-end since this was last called.
     fn asks(&mut self) -> Vec<Ask>;
 
@@ -280,6 +315,7 @@ pub(crate) mod testing {
         Translate(IotlbMsg),
         Invalidate(IotlbMsg),
         Refused(Ask),
+        Load(Vec<u8>),
     }
 
     /// Shared between the test and the thread that serves it.
@@ -299,6 +335,8 @@ pub(crate) mod testing {
         pub(crate) asks: Vec<Ask>,
         /// Whether memory is refused.
         pub(crate) unmappable: bool,
+        /// What is saved, and was loaded.
+        pub(crate) state: Vec<u8>,
     }
 
     #[derive(Clone, Default)]
@@ -474,6 +512,29 @@ pub(crate) mod testing {
             let mut diary = self.diary();
             diary.asked.push(Asked::Invalidate(*entry));
             if diary.late.is_empty() { Ok(()) } else { Err(HostError::Late { waited_ms: 0, lent: 1 }) }
+        }
+
+        fn save(&self) -> Vec<u8> {
+            assert!(self.diary().running.is_empty(), "saved while rings run");
+            self.diary().state.clone()
+        }
+
+        fn load(&mut self, state: &[u8]) -> Result<(), HostError> {
+            let mut diary = self.diary();
+            assert!(diary.running.is_empty(), "loaded while rings run");
+            diary.asked.push(Asked::Load(state.to_vec()));
+            if diary.unmappable {
+                return Err(HostError::State("refused by the test".into()));
+            }
+            diary.state = state.to_vec();
+            Ok(())
+        }
+
+        fn files(&self) -> Result<Files, HostError> {
+            let diary = self.diary();
+            let clone = |fd: &OwnedFd| fd.try_clone().map_err(HostError::Files);
+            let memory = diary.memory.iter().map(|(region, file)| Ok((region.guest, clone(file)?)));
+            Ok(Files { memory: memory.collect::<Result<_, _>>()?, ..Files::default() })
         }
 
         fn asks(&mut self) -> Vec<Ask> {

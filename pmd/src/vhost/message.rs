@@ -25,6 +25,13 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// A message to be sent.
+    pub(super) fn of(request: u32, payload: &[u8], fds: Fds) -> Frame {
+        assert!(payload.len() <= MAX_PAYLOAD, "{} bytes of payload", payload.len());
+        let header = Header { request, flags: FLAG_VERSION, size: payload.len() as u32 };
+        Frame { header, payload: payload.to_vec(), fds }
+    }
+
     /// Whether the sender asks for an acknowledgement.
     pub fn need_reply(&self) -> bool {
         self.header.flags & FLAG_NEED_REPLY != 0
@@ -51,9 +58,28 @@ impl Fds {
         self.kept.len() + self.closed
     }
 
+    /// The same descriptors once more.
+    ///
+    /// # Errors
+    /// When we run out of descriptors.
+    pub(super) fn again(&self) -> std::io::Result<Fds> {
+        let kept = self.kept.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+        Ok(Fds { kept, closed: self.closed })
+    }
+
     /// Whether none came.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl IntoIterator for Fds {
+    type Item = OwnedFd;
+    type IntoIter = arrayvec::IntoIter<OwnedFd, MAX_FDS>;
+
+    /// Those that were kept, in order.
+    fn into_iter(self) -> Self::IntoIter {
+        self.kept.into_iter()
     }
 }
 

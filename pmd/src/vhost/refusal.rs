@@ -115,6 +115,12 @@ pub enum Refusal {
     /// A message of a protocol feature that was not negotiated.
     #[error("{} without its protocol feature", name(*.0))]
     NotNegotiated(u32),
+    /// The state of a device cannot be had, or be gone on with.
+    #[error(transparent)]
+    State(HostError),
+    /// Not among what a conversation leaves to the process that goes on with it.
+    #[error("{0} in what another process has left")]
+    Legacy(String),
     /// Bits beyond the device status of virtio.
     #[error("device status {0:#x} has more than eight bits")]
     Status(u64),

@@ -42,6 +42,10 @@ impl Regions {
         Ok(all)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &MemRegion> {
+        self.0.iter()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,5 +1,7 @@
 //! One thread that speaks with the front-ends of any number of ports.
 
+mod frozen;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,8 +14,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use tracing::{debug, info};
 
-use super::endpoint::{Access, Caller, Listener, SocketError};
+use super::endpoint::{Access, Caller, Listener, Socket, SocketError};
 use super::host::{Host, HostError};
+use super::legacy::{Legacy, LegacyError};
 use super::lines::{Lines, say};
 use super::refusal::SessionError;
 use super::session::{Offer, Session};
@@ -26,30 +29,15 @@ const ACCEPTS_A_TURN: usize = 8;
 /// How long no connection is accepted after accepting failed (descriptors have run out).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Where a port's front-end is to be found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Socket {
-    /// We listen at this path; front-ends connect, one at a time.
-    Listen(PathBuf),
-    /// A front-end listens at this path; we connect, and connect again when it has gone.
-    Connect(PathBuf),
-}
-
-impl Socket {
-    /// The path.
-    pub fn path(&self) -> &PathBuf {
-        match self {
-            Socket::Listen(path) | Socket::Connect(path) => path,
-        }
-    }
-}
-
 /// Why a port cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// A port cannot be left, or not be gone on with.
+    #[error(transparent)]
+    Legacy(#[from] LegacyError),
     /// The thread could not be set up.
     #[error("control thread of vhost-user: {0}")]
     Thread(std::io::Error),
@@ -63,9 +51,21 @@ pub enum ServerError {
 pub struct PortId(u64);
 
 enum Command {
-    Add(Socket, Access, Offer, Box<dyn Host>, Sender<Result<PortId, ServerError>>),
+    Add(NewPort, Sender<Result<PortId, ServerError>>),
+    Freeze(Sender<Result<Vec<Legacy>, ServerError>>),
+    Thaw,
+    Leave(Sender<()>),
     Remove(PortId, Sender<Box<dyn Host>>),
     End,
+}
+
+/// A port to be served.
+struct NewPort {
+    socket: Socket,
+    access: Access,
+    offer: Offer,
+    host: Box<dyn Host>,
+    legacy: Option<Legacy>,
 }
 
 /// The thread. Dropped, it disconnects all front-ends, stops their rings and removes its sockets.
@@ -132,9 +132,52 @@ impl Handle {
         offer: Offer,
         host: Box<dyn Host>,
     ) -> Result<PortId, ServerError> {
+        self.tell_of(NewPort { socket, access, offer, host, legacy: None })
+    }
+
+    /// The same, of a port that another process has left. Nothing moves before [`Handle::thaw`].
+    ///
+    /// # Errors
+    /// As [`Handle::add`]; [`ServerError::Legacy`] when this port cannot go on like that.
+    pub fn inherit(
+        &self,
+        legacy: Legacy,
+        access: Access,
+        offer: Offer,
+        host: Box<dyn Host>,
+    ) -> Result<PortId, ServerError> {
+        let socket = legacy.socket().clone();
+        self.tell_of(NewPort { socket, access, offer, host, legacy: Some(legacy) })
+    }
+
+    fn tell_of(&self, port: NewPort) -> Result<PortId, ServerError> {
         let (reply, answer) = bounded(1);
-        self.tell(Command::Add(socket, access, offer, host, reply));
+        self.tell(Command::Add(port, reply));
         answer.recv().unwrap_or(Err(ServerError::Ended))
+    }
+
+    /// Stops the rings of all ports and reads no socket any more: what another process needs to go on with
+    /// them. They can go on here, too: [`Handle::thaw`].
+    ///
+    /// # Errors
+    /// [`ServerError::Legacy`], and all ports go on.
+    pub fn freeze(&self) -> Result<Vec<Legacy>, ServerError> {
+        let (reply, answer) = bounded(1);
+        self.tell(Command::Freeze(reply));
+        answer.recv().unwrap_or(Err(ServerError::Ended))
+    }
+
+    /// All ports go on.
+    pub fn thaw(&self) {
+        self.tell(Command::Thaw);
+    }
+
+    /// Another process has gone on with the ports that were frozen: they are forgotten, and neither their
+    /// front-ends nor their sockets notice.
+    pub fn leave(&self) {
+        let (reply, answer) = bounded(1);
+        self.tell(Command::Leave(reply));
+        let _ = answer.recv();
     }
 
     /// Serves it no more: its front-end is disconnected, its rings are stopped, its socket is removed.
@@ -207,23 +250,29 @@ impl Control {
         self.ports
             .iter()
             .map(|port| Events {
-                link: next(port.link.is_some()),
+                link: next(port.link.is_some() && !port.frozen),
                 channel: next(port.channel().is_some()),
                 listener: next(port.listens(now)),
-                bell: next(port.host.bell().is_some()),
+                bell: next(port.bell().is_some()),
             })
             .collect()
     }
 
     /// Carries out what was asked through handles; whether to end.
     fn obey(&mut self) -> bool {
-        for command in self.inbox.try_iter() {
+        while let Ok(command) = self.inbox.try_recv() {
             match command {
-                Command::Add(socket, access, offer, host, reply) => {
+                Command::Add(port, reply) => {
                     let id = PortId(self.next_id);
-                    let added = Port::open(id, socket, access, offer, host).map(|port| self.ports.push(port));
+                    let added = Port::open(id, port).map(|port| self.ports.push(port));
                     self.next_id += 1;
                     let _ = reply.send(added.map(|()| id));
+                }
+                Command::Freeze(reply) => drop(reply.send(self.freeze())),
+                Command::Thaw => self.ports.iter_mut().for_each(Port::thaw),
+                Command::Leave(reply) => {
+                    self.leave();
+                    let _ = reply.send(());
                 }
                 Command::Remove(id, reply) => {
                     if let Some(at) = self.ports.iter().position(|port| port.id == id) {
@@ -298,38 +347,39 @@ struct Port {
     offer: Offer,
     host: Box<dyn Host>,
     link: Option<Link>,
+    /// Its rings are stopped, and nobody reads its sockets.
+    frozen: bool,
     /// About front-ends that come and go, and about what was wrong: neither can hide the other.
     comings: Lines,
     lines: Lines,
 }
 
 impl Port {
-    fn open(
-        id: PortId,
-        socket: Socket,
-        access: Access,
-        offer: Offer,
-        host: Box<dyn Host>,
-    ) -> Result<Port, ServerError> {
+    fn open(id: PortId, port: NewPort) -> Result<Port, ServerError> {
+        let NewPort { socket, access, offer, host, mut legacy } = port;
         let path = socket.path().clone();
         let endpoint = match socket {
             Socket::Listen(path) => {
-                Endpoint::Listener { listener: Listener::bind(&path, &access)?, not_before: None }
+                let listener = match legacy.as_mut().and_then(|legacy| legacy.listener.take()) {
+                    None => Listener::bind(&path, &access)?,
+                    Some(socket) => Listener::adopt(&path, socket).map_err(|e| frozen::listener(&path, e))?,
+                };
+                Endpoint::Listener { listener, not_before: None }
             }
             Socket::Connect(path) => Endpoint::Caller { caller: Caller::new(&path)?, complained: false },
         };
         debug!(socket = %path.display(), "serving");
-        Ok(Port {
-            id,
-            path,
-            access,
-            endpoint,
-            offer,
-            host,
-            link: None,
-            comings: Lines::default(),
-            lines: Lines::default(),
-        })
+        let (comings, lines) = (Lines::default(), Lines::default());
+        let mut port =
+            Port { id, path, access, endpoint, offer, host, link: None, frozen: false, comings, lines };
+        if let Some(legacy) = legacy
+            && let Err(why) = port.inherit(legacy)
+        {
+            port.host.disconnected();
+            port.forget_path();
+            return Err(why.into());
+        }
+        Ok(port)
     }
 
     fn close(mut self) -> Box<dyn Host> {
@@ -342,19 +392,24 @@ impl Port {
     /// Whether its listening socket is polled.
     fn listens(&self, now: Instant) -> bool {
         match &self.endpoint {
-            Endpoint::Listener { not_before, .. } => not_before.is_none_or(|at| now >= at),
+            Endpoint::Listener { not_before, .. } => !self.frozen && not_before.is_none_or(|at| now >= at),
             Endpoint::Caller { .. } => false,
         }
     }
 
     /// The channel for our own requests.
     fn channel(&self) -> Option<&Wire> {
-        self.link.as_ref().and_then(|link| link.channel.as_ref())
+        self.link.as_ref().filter(|_| !self.frozen).and_then(|link| link.channel.as_ref())
+    }
+
+    /// What rings when the host has work of its own.
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.host.bell().filter(|_| !self.frozen)
     }
 
     /// What to poll, in the order of [`Events`].
     fn sockets(&self, now: Instant) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        let link = self.link.as_ref().map(|link| {
+        let link = self.link.as_ref().filter(|_| !self.frozen).map(|link| {
             let flags = if link.wire.blocked() { PollFlags::OUT } else { PollFlags::IN };
             (link.wire.socket(), flags)
         });
@@ -368,12 +423,15 @@ impl Port {
             }
             _ => None,
         };
-        let bell = self.host.bell().map(|bell| (bell, PollFlags::IN));
+        let bell = self.bell().map(|bell| (bell, PollFlags::IN));
         link.into_iter().chain(channel).chain(listener).chain(bell)
     }
 
     /// When it has to have a turn, ready or not.
     fn alarm(&self, now: Instant) -> Option<Instant> {
+        if self.frozen {
+            return None;
+        }
         let endpoint = match &self.endpoint {
             Endpoint::Caller { caller, .. } if self.link.is_none() => Some(caller.next()),
             Endpoint::Listener { not_before, .. } => not_before.filter(|at| now < *at),
@@ -384,6 +442,9 @@ impl Port {
 
     /// The link first: a front-end that has gone makes room for the next.
     fn turn(&mut self, events: Events) {
+        if self.frozen {
+            return;
+        }
         if events.bell || self.host.alarm().is_some_and(|at| Instant::now() >= at) {
             self.host.attend();
         }
@@ -405,6 +466,7 @@ impl Port {
     /// Memory of some front-end is gone: if it is this one's, it goes.
     fn look_at_memory(&mut self) {
         if self.link.is_some()
+            && !self.frozen
             && let Some(damage) = self.host.damage()
         {
             self.end(&End::Memory(damage));

@@ -8,6 +8,8 @@
 //! cannot run (its size and addresses are the guest's choice): it stays stopped, and the guest may set
 //! it up anew.
 
+mod legacy;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -101,6 +103,8 @@ pub struct Session {
     asked: Asked,
     /// The message at hand is not acknowledged, whatever its flags say.
     silent: bool,
+    /// No ring starts yet.
+    held: bool,
 }
 
 impl Session {
@@ -123,6 +127,7 @@ impl Session {
             channel: None,
             asked: Asked::default(),
             silent: false,
+            held: false,
         }
     }
 
@@ -570,7 +575,8 @@ impl Session {
     /// Spec "Ring states": starts a ring that is described, kicked and enabled.
     fn start(&mut self, ring: usize, host: &mut dyn Host) -> Result<(), Refusal> {
         let Some(features) = self.features else { return Ok(()) };
-        if self.rings[ring].running || self.regions.is_empty() || self.postcopy == Postcopy::Mapped {
+        let waits = self.held || self.regions.is_empty() || self.postcopy == Postcopy::Mapped;
+        if self.rings[ring].running || waits {
             return Ok(());
         }
         let setup = self.rings[ring].setup(ring as u16, features).map_err(about(ring))?;

@@ -6,15 +6,16 @@ use std::mem::{MaybeUninit, take};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::message::{Answer, Fds, Frame, FramingError, check_header, check_reply};
-use crate::spec::vhost_user::Header;
+use crate::spec::vhost_user::{Header, MAX_FDS};
 
 const HEADER: usize = size_of::<Header>();
 
@@ -37,6 +38,9 @@ pub enum WireError {
         /// Bytes of the message that came.
         got: usize,
     },
+    /// More was received of a message than it has.
+    #[error("more bytes of a message than it announces")]
+    Excess,
     /// The kernel's word.
     #[error("{0}")]
     Os(Errno),
@@ -53,6 +57,45 @@ pub(super) enum Received {
     Closed,
 }
 
+/// A connection that another process goes on with: what was received of a message, what was not sent yet.
+#[derive(Debug)]
+pub(super) struct Half {
+    pub(super) socket: OwnedFd,
+    pub(super) received: Vec<u8>,
+    pub(super) fds: Fds,
+    pub(super) unsent: Vec<u8>,
+    pub(super) unsent_fds: Fds,
+}
+
+impl Half {
+    /// Goes on with a conversation.
+    pub(super) fn conversation(self) -> Result<Wire, WireError> {
+        self.wire(check_header)
+    }
+
+    /// Goes on with a channel for our own requests.
+    pub(super) fn channel(self) -> Result<Wire, WireError> {
+        self.wire(check_reply)
+    }
+
+    fn wire(self, check: Check) -> Result<Wire, WireError> {
+        let Half { socket, received, fds, unsent, unsent_fds } = self;
+        let unsent_fds = unsent_fds.into_iter().map(Arc::new).collect();
+        let mut wire = Wire { fds, unsent, unsent_fds, got: received.len(), check, ..Wire::new(socket) };
+        let (header, payload) = received.split_at(received.len().min(HEADER));
+        wire.header[..header.len()].copy_from_slice(header);
+        if header.len() == HEADER {
+            let header = Header::read_from_bytes(&wire.header).expect("a header's worth of bytes");
+            check(&header)?;
+            wire.payload.resize(header.size as usize, 0);
+            wire.payload.get_mut(..payload.len()).ok_or(WireError::Excess)?.copy_from_slice(payload);
+        }
+        Ok(wire)
+    }
+}
+
+type Check = fn(&Header) -> Result<(), FramingError>;
+
 /// A connected socket and the message on its way in.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -63,15 +106,15 @@ pub(super) struct Wire {
     got: usize,
     fds: Fds,
     unsent: Vec<u8>,
-    /// Goes with the first of the bytes that are unsent.
-    unsent_fd: Option<Arc<OwnedFd>>,
-    check: fn(&Header) -> Result<(), FramingError>,
+    /// Go with the first of the bytes that are unsent.
+    unsent_fds: Vec<Arc<OwnedFd>>,
+    check: Check,
 }
 
 impl Wire {
     pub(super) fn new(socket: OwnedFd) -> Wire {
         let (header, payload, fds, unsent) = ([0; HEADER], Vec::new(), Fds::default(), Vec::new());
-        Wire { socket, header, payload, got: 0, fds, unsent, unsent_fd: None, check: check_header }
+        Wire { socket, header, payload, got: 0, fds, unsent, unsent_fds: Vec::new(), check: check_header }
     }
 
     /// The channel for our own requests, where only replies come.
@@ -114,8 +157,32 @@ impl Wire {
     /// Sends, as far as the socket takes it; [`Wire::flush`] sends the rest.
     pub(super) fn send(&mut self, answer: &Answer) -> Result<(), WireError> {
         assert!(answer.fd().is_none() || self.unsent.is_empty(), "no message is served while answers wait");
-        self.unsent_fd = answer.fd().cloned();
+        self.unsent_fds.extend(answer.fd().cloned());
         self.unsent.extend_from_slice(&answer.encode());
+        self.flush()
+    }
+
+    /// What another process needs to go on with it, at any byte. It can go on here as well.
+    pub(super) fn leave(&self) -> std::io::Result<Half> {
+        let payload = self.got.saturating_sub(HEADER);
+        let received = [&self.header[..self.got.min(HEADER)], &self.payload[..payload]].concat();
+        Ok(Half {
+            socket: self.socket.try_clone()?,
+            received,
+            fds: self.fds.again()?,
+            unsent: self.unsent.clone(),
+            unsent_fds: self.unsent_fds.iter().map(|fd| fd.try_clone()).collect::<std::io::Result<_>>()?,
+        })
+    }
+
+    /// Sends a message of any kind with its descriptors, as far as the socket takes it. Whatever was sent
+    /// before has left.
+    pub(super) fn pass(&mut self, frame: &Frame) -> Result<(), WireError> {
+        assert!(self.unsent.is_empty(), "one message at a time");
+        self.unsent.extend_from_slice(frame.header.as_bytes());
+        self.unsent.extend_from_slice(&frame.payload);
+        self.unsent_fds =
+            frame.fds.again().map_err(|_| WireError::Truncated)?.into_iter().map(Arc::new).collect();
         self.flush()
     }
 
@@ -134,14 +201,14 @@ impl Wire {
     /// Sends what waits.
     pub(super) fn flush(&mut self) -> Result<(), WireError> {
         while !self.unsent.is_empty() {
-            let sent = retry_on_intr(|| match &self.unsent_fd {
-                None => send(&self.socket, &self.unsent, SEND),
-                Some(fd) => send_with_fd(self.socket.as_fd(), &self.unsent, fd.as_fd()),
+            let sent = retry_on_intr(|| match &self.unsent_fds[..] {
+                [] => send(&self.socket, &self.unsent, SEND),
+                fds => send_with_fds(self.socket.as_fd(), &self.unsent, fds),
             });
             match sent {
                 Ok(n) => {
                     self.unsent.drain(..n);
-                    self.unsent_fd = None;
+                    self.unsent_fds.clear();
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(errno) => return Err(WireError::Os(errno)),
@@ -153,12 +220,13 @@ impl Wire {
 
 const SEND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
-/// Sends bytes, and a descriptor with the first of them.
-fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> Result<usize, Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// Sends bytes, and descriptors, no more than [`MAX_FDS`], with the first of them.
+fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[Arc<OwnedFd>]) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fits = control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(&fd)));
-    assert!(fits, "there is room for one");
+    let fds: ArrayVec<BorrowedFd<'_>, MAX_FDS> = fds.iter().map(|fd| fd.as_fd()).collect();
+    let fits = control.push(SendAncillaryMessage::ScmRights(&fds));
+    assert!(fits, "there is room for them");
     sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SEND)
 }
 
@@ -210,7 +278,6 @@ mod tests {
     use crate::spec::vhost_user::id;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
-    use zerocopy::IntoBytes;
 
     fn pair() -> (Wire, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -5,6 +5,8 @@
 //!
 //! `HOTRING_CRASHES=1000 cargo test --test crash` does it so often; without, each test does it forty times.
 
+mod takeover;
+
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -85,6 +87,10 @@ struct Guest<R> {
     rooms: Vec<u64>,
     sent: u64,
     received: Vec<u64>,
+    /// Frames that came back, and how many may be under way. With a limit there is always room for them: none
+    /// may be lost, and they come in order.
+    returned: u64,
+    window: u64,
     record: Option<(VhostUserInflight, File)>,
     event: EventFd,
 }
@@ -111,6 +117,8 @@ impl<R: Ring> Guest<R> {
             sending: vec![0; NUM.into()],
             rooms: vec![0; NUM.into()],
             sent: 0,
+            returned: 0,
+            window: u64::MAX,
             received: vec![0; NUM.into()],
             record: None,
             event: EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap(),
@@ -183,6 +191,7 @@ impl<R: Ring> Guest<R> {
             self.free.push(std::mem::take(&mut self.sending[usize::from(used.id)]));
         }
         while self.transmit.free() > 2
+            && self.sent - self.returned < self.window
             && let Some(addr) = self.free.pop()
         {
             let at = (addr - GUEST) as usize / 8;
@@ -205,6 +214,8 @@ impl<R: Ring> Guest<R> {
             assert_eq!(u64::from(used.len), HDR + 64);
             let number = self.words.get(at + 2);
             assert!(number < self.sent && self.words.get(at + 1) >> 32 == number & 0xffff_ffff);
+            assert!(self.window == u64::MAX || number == self.returned, "lost, twice, or out of order");
+            self.returned += 1;
             self.received[usize::from(used.id)] += 1;
             self.post(addr);
         }

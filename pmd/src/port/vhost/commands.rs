@@ -13,7 +13,7 @@ use crate::spec::net::{self, ctrl};
 /// Bytes of the longest command that is read: a table of more than 10,000 addresses.
 pub(super) const MAX_COMMAND: usize = 65536;
 /// The longest time a driver may have calls held back, in microseconds.
-const MAX_HOLD_US: u32 = 1_000_000;
+pub(super) const MAX_HOLD_US: u32 = 1_000_000;
 
 /// What a command is answered with: the acknowledgement, then the result, if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,15 +46,15 @@ impl Answer {
 /// Everything a guest has asked for since its device was reset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Commands {
-    features: u64,
+    pub(super) features: u64,
     /// Queue pairs of the device, and those in use.
-    pairs: u16,
-    active: u16,
-    filter: Arc<Filter>,
+    pub(super) pairs: u16,
+    pub(super) active: u16,
+    pub(super) filter: Arc<Filter>,
     /// Of [`net::GUEST_OFFLOADS`]: those that are on.
-    offloads: u64,
+    pub(super) offloads: u64,
     /// By ring.
-    moderation: Vec<Moderation>,
+    pub(super) moderation: Vec<Moderation>,
 }
 
 impl Commands {

@@ -16,13 +16,14 @@ use super::door::{Caller, Door, Side, Stuck};
 use super::herald::Herald;
 use super::iommu::{self, Iommu};
 use super::queue::{Events, Ring};
+use super::state;
 use crate::batch::Batch;
 use crate::spec::net;
 use crate::spec::vhost_user::{InflightArea, IotlbMsg, LogArea, MemRegion, VRING_F_LOG, VringAddr};
 use crate::spec::virtio as v;
 use crate::sys::eventfd::EventFd;
 use crate::vhost::lines::{Lines, say};
-use crate::vhost::{Ask, Host, HostError, RingSetup, Signals};
+use crate::vhost::{Ask, Files, Host, HostError, RingSetup, Signals};
 use crate::vring::iotlb::{Change, Miss};
 use crate::vring::log::Target;
 use crate::vring::record;
@@ -106,19 +107,17 @@ pub(super) struct Control {
 /// Where rings keep what is in flight.
 struct Records {
     table: Arc<Table>,
-    /// First byte and bytes of the area.
+    /// First byte of the area in there.
     at: u64,
-    len: u64,
-    rings: u16,
-    num: u16,
+    area: InflightArea,
 }
 
 impl Records {
     /// The part of a ring.
     fn area(&self, ring: u16, packed: bool) -> Option<record::Area> {
-        let len = record::bytes(packed, self.num);
+        let len = record::bytes(packed, self.area.num);
         let at = len * u64::from(ring);
-        let inside = ring < self.rings && at + len <= self.len;
+        let inside = ring < self.area.rings && at + len <= self.area.size;
         inside.then(|| record::Area { table: Arc::clone(&self.table), at: self.at + at, len })
     }
 }
@@ -127,6 +126,7 @@ impl Records {
 #[derive(Default)]
 struct Logging {
     base: Option<Arc<DirtyLog>>,
+    area: LogArea,
     signal: Option<Arc<OwnedFd>>,
     on: bool,
     /// By ring: guest address under which its used elements are logged.
@@ -664,7 +664,7 @@ impl Host for Control {
             covers(&log, table)?;
         }
         say!(self.changes, info, "{}: dirty log for {:#x} bytes of guest memory", self.name, log.end());
-        self.logging.base = Some(Arc::new(log));
+        (self.logging.base, self.logging.area) = (Some(Arc::new(log)), area);
         self.log_everywhere()
     }
 
@@ -718,14 +718,14 @@ impl Host for Control {
         }
         let (map, at) = Map::file(file, offset, len).map_err(|e| wrong(e.into()))?;
         debug!("{}: records of {rings} rings of {num} entries", self.name);
-        self.records = Some(Records { table: Table::of(map), at: at as u64, len, rings, num });
+        self.records = Some(Records { table: Table::of(map), at: at as u64, area });
         Ok(())
     }
 
     fn clear_records(&mut self) {
         self.forget_commands(0);
-        let Some(Records { table, at, len, .. }) = &self.records else { return };
-        let words = table.window::<u64>(*at, (len / 8) as usize).expect("the area lies in its mapping");
+        let Some(Records { table, at, area }) = &self.records else { return };
+        let words = table.window::<u64>(*at, (area.size / 8) as usize).expect("the area lies in its mapping");
         (0..words.len()).for_each(|i| words.set(i, 0));
     }
 
@@ -793,6 +793,34 @@ impl Host for Control {
         // They ask for their areas again.
         self.start_waiting();
         done
+    }
+
+    fn save(&self) -> Vec<u8> {
+        state::save(&self.commands, self.stopped_at)
+    }
+
+    fn load(&mut self, bytes: &[u8]) -> Result<(), HostError> {
+        let loaded = state::load(bytes, self.doors.len() as u16).map_err(|e| HostError::State(e.into()))?;
+        (self.commands, self.stopped_at) = loaded;
+        Ok(())
+    }
+
+    fn files(&self) -> Result<Files, HostError> {
+        let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(HostError::Files);
+        let regions = self.table.as_ref().map_or(&[][..], |table| table.regions());
+        let memory = regions.iter().map(|region| Ok((region.gpa, clone(region.map.fd())?)));
+        let log = self.logging.base.as_ref().map(|log| Ok((self.logging.area, clone(log.fd())?)));
+        let signal = self.logging.signal.as_ref().map(|fd| clone(fd.as_fd()));
+        let records = self.records.as_ref().map(|records| {
+            let file = &records.table.regions().first().expect("made of one mapping").map;
+            Ok((records.area, clone(file.fd())?))
+        });
+        Ok(Files {
+            memory: memory.collect::<Result<_, _>>()?,
+            log: log.transpose()?,
+            log_signal: signal.transpose()?,
+            records: records.transpose()?,
+        })
     }
 
     fn asks(&mut self) -> Vec<Ask> {

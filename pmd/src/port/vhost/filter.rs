@@ -31,6 +31,12 @@ fn number(mac: [u8; 6]) -> u64 {
     mac.iter().fold(0, |n, byte| n << 8 | u64::from(*byte))
 }
 
+/// The address that is this number.
+fn bytes(number: u64) -> [u8; 6] {
+    let [_, _, mac @ ..] = number.to_be_bytes();
+    mac
+}
+
 impl Filter {
     /// After a reset of a device with this address, whose driver filters VLANs or does not.
     pub(super) fn new(mac: [u8; 6], vlans: bool) -> Filter {
@@ -45,6 +51,38 @@ impl Filter {
             table: Vec::new(),
             vlans: vlans.then(|| Box::new([0; 64])),
         }
+    }
+
+    /// What it is made of: its modes as bits, in their order above, the address, further addresses, VLANs.
+    pub(super) fn parts(&self) -> (u8, [u8; 6], Vec<[u8; 6]>, Option<&[u64; 64]>) {
+        let modes = [
+            self.promiscuous,
+            self.all_multicast,
+            self.all_unicast,
+            self.no_multicast,
+            self.no_unicast,
+            self.no_broadcast,
+        ];
+        let modes = modes.iter().rev().fold(0, |bits, on| bits << 1 | u8::from(*on));
+        (modes, bytes(self.mac), self.table.iter().map(|mac| bytes(*mac)).collect(), self.vlans.as_deref())
+    }
+
+    /// One of such parts.
+    pub(super) fn of_parts(modes: u8, mac: [u8; 6], table: &[[u8; 6]], vlans: Option<&[u64; 64]>) -> Filter {
+        let on = |bit: u8| modes >> bit & 1 == 1;
+        let mut filter = Filter {
+            promiscuous: on(0),
+            all_multicast: on(1),
+            all_unicast: on(2),
+            no_multicast: on(3),
+            no_unicast: on(4),
+            no_broadcast: on(5),
+            mac: number(mac),
+            table: Vec::new(),
+            vlans: vlans.map(|vlans| Box::new(*vlans)),
+        };
+        filter.set_table(table.iter());
+        filter
     }
 
     pub(super) fn set_mac(&mut self, mac: [u8; 6]) {
