@@ -6,7 +6,8 @@ use pmd::confine::User;
 use pmd::port::{
     afxdp, fault, generator, gro, memif, nic, null, packet, pcap, tap, tracer, vhost, virtio_user,
 };
-use pmd::vhost::{Access, Server, Socket};
+use pmd::vhost::handover::{Claim, Will};
+use pmd::vhost::{Access, Handle, Server, Socket};
 
 use super::Error;
 use super::faults;
@@ -31,12 +32,21 @@ pub struct Maker {
     backing: Backing,
     /// Serves the sockets of all vhost ports; started for the first. Outlives the ports it serves.
     server: Option<Server>,
+    /// Ports of the process before, see `--takeover`.
+    pub claim: Option<Claim>,
+    /// Where the next process will come, if there was none before.
+    pub will: Option<Will>,
 }
 
 impl Maker {
     /// Makes ports whose buffers are in such pages.
     pub fn new(backing: Backing) -> Maker {
-        Maker { backing, server: None }
+        Maker { backing, server: None, claim: None, will: None }
+    }
+
+    /// What serves the vhost ports, if there are any.
+    pub fn server(&self) -> Option<Handle> {
+        self.server.as_ref().map(Server::handle)
     }
 
     /// What buffers are made of.
@@ -66,7 +76,10 @@ impl Maker {
                     None => Server::start().map_err(|e| Error::Usage(e.to_string()))?,
                 };
                 let handle = self.server.insert(server).handle();
-                Box::new(vhost::Vhost::new(name, vhost(vdev, rings)?, &handle)?)
+                let mut port = vhost::Vhost::new(name, vhost(vdev, rings)?, &handle)?;
+                let left = socket(vdev).and_then(|socket| self.claim.as_mut()?.take(&socket));
+                left.into_iter().for_each(|left| port.inherit(left));
+                Box::new(port)
             }
             "virtio_user" => Box::new(virtio_user::VirtioUser::new(name, self.virtio_user(vdev, rings))?),
             kind => unreachable!("{kind} is not among vdev::KINDS"),
@@ -310,10 +323,16 @@ fn packet_port(vdev: &Vdev) -> packet::Config {
     }
 }
 
-fn vhost(vdev: &Vdev, rings: &Rings) -> Result<vhost::Config, Error> {
+/// The socket of a vhost port; `None`: it is another kind.
+pub fn socket(vdev: &Vdev) -> Option<Socket> {
     let path = vdev.text("iface").unwrap_or_default().into();
     let connects = vdev.flag("client").unwrap_or(false);
-    let default = vhost::Config::new(if connects { Socket::Connect(path) } else { Socket::Listen(path) });
+    let socket = if connects { Socket::Connect(path) } else { Socket::Listen(path) };
+    (vdev.kind == "vhost").then_some(socket)
+}
+
+fn vhost(vdev: &Vdev, rings: &Rings) -> Result<vhost::Config, Error> {
+    let default = vhost::Config::new(socket(vdev).expect("it is a vhost port"));
     let user = |key| vdev.text(key).map(User::find).transpose();
     // A user's number may be one that has no name.
     let number = |peer: &str| peer.parse().or_else(|_| User::find(peer).map(|user| user.uid));
@@ -336,6 +355,7 @@ fn vhost(vdev: &Vdev, rings: &Rings) -> Result<vhost::Config, Error> {
         mapped: vdev.flag("mapped").unwrap_or(default.mapped),
         iommu: vdev.flag("iommu-support").unwrap_or(default.iommu),
         postcopy: vdev.flag("postcopy-support").unwrap_or(default.postcopy),
+        inband: vdev.flag("inband").unwrap_or(default.inband),
         mac: vdev.mac("mac"),
         ..default
     })

@@ -2,6 +2,7 @@
 
 mod cores;
 mod forward;
+mod handover;
 mod ports;
 mod show;
 
@@ -73,11 +74,12 @@ impl App {
         }
     }
 
-    /// Makes and starts the ports of the command line.
+    /// Makes and starts the ports of the command line; those of the process before are taken over.
     ///
     /// # Errors
-    /// When one cannot be made or started.
+    /// When one cannot be made or started, or is not handed over.
     pub(crate) fn open(&mut self) -> Result<(), Error> {
+        self.claim()?;
         let dpdk = self.options.dpdk.clone().map_or(Ok(Vec::new()), |args| self.maker.dpdk(&args))?;
         for vdev in self.options.vdevs.clone().into_iter().chain(dpdk) {
             self.add(vdev)?;

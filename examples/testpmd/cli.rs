@@ -68,6 +68,9 @@ Examples:
   testpmd -l 0-2 --vdev net_vhost0,iface=/run/vm0.sock,queues=2 --vdev net_tap0,iface=tap0 \\
           -- --rxq=2 --txq=2 --nb-cores=2 --forward-mode=macswap --stats-period 1
       A machine and an interface of the host, two queue pairs on two cores, figures each second.
+  testpmd --takeover /run/testpmd.sock --vdev vhost0,iface=/run/vm0.sock --vdev vhost1,iface=/run/vm1.sock
+      The same line again, with a new build: it takes the machines over from the one that runs, which ends;
+      no packet is lost, and the machines notice nothing.
   testpmd --vdev generator0,size=64 --vdev null1 --forward-mode=io --duration 5 --json
       A measurement for a script: one line of JSON at the end.
   In QEMU: -object memory-backend-memfd,id=m,size=1G,share=on -numa node,memdev=m
@@ -241,6 +244,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) noisy_lkup_num_reads_writes: u32,
 
+    /// Take the vhost ports over from the testpmd that listens at this socket, if one does; then listen there for the next
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) takeover: Option<PathBuf>,
+
     /// Once ports are there, go on as this user (a name or UID:GID) without capabilities, and --confine
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<String>,
@@ -322,6 +329,11 @@ impl Options {
         let work = self.noisy_lkup_num_reads + self.noisy_lkup_num_writes + self.noisy_lkup_num_reads_writes;
         if work > 0 && self.noisy_lkup_memory == 0 {
             return Err(Error::Usage("--noisy-lkup-memory must be > 0 for look-ups".into()));
+        }
+        if self.takeover.is_some() && self.vdevs.is_empty() {
+            return Err(Error::Usage(
+                "--takeover: name the ports (--vdev), as the testpmd before did".into(),
+            ));
         }
         if self.duration.is_some_and(|d| !(d.is_finite() && d > 0.0)) {
             return Err(Error::Usage("--duration: allowed: seconds greater than 0".into()));

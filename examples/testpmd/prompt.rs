@@ -5,10 +5,13 @@
 //! behind the prompt, as DPDK's testpmd does.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
@@ -37,6 +40,8 @@ pub(crate) enum Event {
     End,
     /// SIGINT or SIGTERM.
     Signal,
+    /// Somebody has come to take over.
+    Successor,
 }
 
 /// Where events come from.
@@ -85,6 +90,27 @@ impl Events {
         // A reader that has ended has sent `End`.
         let _ = self.ask.as_ref().expect("made above").send(());
         Ok(())
+    }
+
+    /// Tells when somebody has come to take over, once each time that `again` is sent.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub(crate) fn await_successor(&self, will: OwnedFd) -> Result<Sender<()>, Error> {
+        let (to, (again, wanted)) = (self.sender.clone(), bounded(1));
+        let wait = move || {
+            for () in wanted {
+                while poll(&mut [PollFd::new(&will, PollFlags::IN)], None) == Err(Errno::INTR) {}
+                if to.send(Event::Successor).is_err() {
+                    break;
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("takeover".into())
+            .spawn(wait)
+            .map_err(Error::io("thread for --takeover"))?;
+        Ok(again)
     }
 
     /// One character or the end of standard input, as an event.

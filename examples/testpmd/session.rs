@@ -1,6 +1,7 @@
 //! What happens between start and end: commands at the prompt, or statistics until the time is up.
 
 mod filter;
+mod handover;
 mod set;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use crate::cli::Lcore;
 use crate::command::{self, Verb};
 use crate::demo::{Guests, Sockets};
 use crate::prompt::{Event, Events, complain};
+use handover::Heir;
 
 /// Files that load files that load files.
 const MAX_LOADS: usize = 8;
@@ -32,6 +34,8 @@ pub(crate) struct Session {
     /// For the demo: where its guests are to connect, and their core.
     wanted: Option<(Sockets, Option<Lcore>)>,
     guests: Option<Guests>,
+    /// Where the next process will come.
+    heir: Option<Heir>,
 }
 
 /// Whether to go on.
@@ -62,7 +66,7 @@ impl Session {
                 Some(Box::new(file))
             }
         };
-        Ok(Session { app, events, json, only_json, wanted: None, guests: None })
+        Ok(Session { app, events, json, only_json, wanted: None, guests: None, heir: None })
     }
 
     /// Runs the demo, with its guests on a core.
@@ -104,13 +108,12 @@ impl Session {
     fn live(&mut self) -> Result<(), Error> {
         // Before anything is opened: a user that there is not costs nothing yet.
         let user = self.app.options.user.as_deref().map(User::find).transpose()?;
-        self.app.open()?;
-        if let Some(user) = user {
-            user.assume()?;
+        let ready = self.app.open().and_then(|()| self.confine(user));
+        if let Err(why) = ready {
+            self.app.refuse(&why);
+            return Err(why);
         }
-        if user.is_some() || self.app.options.confine {
-            only_needed_calls()?;
-        }
+        let auto_start = self.await_heir()? || self.app.options.auto_start;
         say("Checking link statuses...\nDone\n");
         if let Some(path) = self.app.options.cmdline_file.clone()
             && self.load(&path, 0) == Flow::Quit
@@ -132,14 +135,15 @@ impl Session {
             }
             return self.watch();
         }
-        if self.app.options.auto_start {
+        if auto_start && !self.app.is_forwarding() {
             say("Start automatic packet forwarding\n");
             self.app.start(first).map_err(Error::Usage)?;
         }
+        self.events.ask()?;
         loop {
-            self.events.ask()?;
             match self.events.receiver.recv() {
-                Ok(Event::Line(line)) if self.command(&line, 0) == Flow::On => {}
+                Ok(Event::Line(line)) if self.command(&line, 0) == Flow::On => self.events.ask()?,
+                Ok(Event::Successor) if self.hand_over() == Flow::On => {}
                 Ok(Event::Signal) => {
                     say("\nSignal received, preparing to exit...\n");
                     return Ok(());
@@ -147,6 +151,17 @@ impl Session {
                 _ => return Ok(()),
             }
         }
+    }
+
+    /// Gives up what is not needed any more.
+    fn confine(&self, user: Option<User>) -> Result<(), Error> {
+        if let Some(user) = user {
+            user.assume()?;
+        }
+        if user.is_some() || self.app.options.confine {
+            only_needed_calls()?;
+        }
+        Ok(())
     }
 
     /// Shows statistics until a signal, the end of the time, or Enter.
@@ -177,6 +192,7 @@ impl Session {
                     next += period;
                     self.show_period();
                 }
+                Ok(Event::Successor) if self.hand_over() == Flow::On => {}
                 Ok(Event::Signal) => {
                     say("\nSignal received, preparing to exit...\n");
                     return Ok(());

@@ -58,6 +58,7 @@ pub(super) const KINDS: &[Kind] = &[
             key("mtu", Form::Number(68, 65535), "MTU told to the guest"),
             key("mapped", Form::Flag, "0: reach ring metadata by the checked path"),
             key("postcopy-support", Form::Flag, "1: take guests before their memory has come"),
+            key("inband", Form::Flag, "1: offer messages in place of eventfds, for simulations"),
             key("iommu-support", Form::Flag, "0: do not offer to use addresses of the guest's IOMMU"),
             MAC,
         ],

@@ -125,6 +125,23 @@ impl App {
         self.set_stages(|core, routes| stage(&options, routes, &core.checks, self.verbose), &run.shares)
     }
 
+    /// Lets cores receive nothing for a while.
+    pub(super) fn rest(&self) -> Outcome {
+        for core in &self.cores {
+            core.worker.pause().map_err(|e| e.to_string())?;
+        }
+        // Answered after the pause was obeyed.
+        self.cores.iter().try_for_each(|core| core.worker.read().map(drop).map_err(|e| e.to_string()))
+    }
+
+    /// Goes on after it, if packets are forwarded.
+    pub(super) fn go_on(&self) -> Outcome {
+        if self.is_forwarding() {
+            self.cores.iter().try_for_each(|core| core.worker.start().map_err(|e| e.to_string()))?;
+        }
+        Ok(())
+    }
+
     /// `stop`.
     ///
     /// # Errors
@@ -132,14 +149,9 @@ impl App {
     pub(crate) fn stop(&mut self) -> Outcome {
         let Some(mut run) = self.run.take() else { return Err("Packet forwarding not started".into()) };
         say("Telling cores to stop...\n");
-        for core in &self.cores {
-            core.worker.pause().map_err(|e| e.to_string())?;
-        }
         say("Waiting for lcores to finish...\n");
-        for core in &self.cores {
-            // Answered after the pause was obeyed: counters stand still.
-            core.worker.read().map_err(|e| e.to_string())?;
-        }
+        // Counters stand still afterwards.
+        self.rest()?;
         run.until = Some(Instant::now());
         say(&(report(&self.report(&run)) + "\nDone.\n"));
         self.last = Some(run);

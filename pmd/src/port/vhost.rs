@@ -89,6 +89,9 @@ pub struct Config {
     /// Offers to take a guest before its memory has come (post-copy): its front-end gets a descriptor by which
     /// it can put pages into this process.
     pub postcopy: bool,
+    /// Offers messages in place of the rings' eventfds, for simulations: slow, and user-mode Linux takes them
+    /// when they are offered.
+    pub inband: bool,
     /// Address in the configuration space; made from the name if there is none.
     pub mac: Option<[u8; 6]>,
 }
@@ -111,6 +114,7 @@ impl Config {
             mapped: true,
             iommu: true,
             postcopy: false,
+            inband: false,
             mac: None,
         }
     }
@@ -208,7 +212,7 @@ impl Vhost {
     fn offer(&self, pairs: u16) -> Offer {
         let config = NetConfig {
             mac: self.mac,
-            status: 1,
+            status: net::S_LINK_UP,
             max_queue_pairs: pairs,
             mtu: self.config.mtu.unwrap_or(DEFAULT_MTU),
             speed: u32::MAX,
@@ -218,8 +222,8 @@ impl Vhost {
         let mtu = self.config.mtu.unwrap_or(u16::MAX);
         let control = self.config.commanded(pairs).into();
         let features = self.config.features(pairs);
-        let (postcopy, config) = (self.config.postcopy, config.as_bytes().to_vec());
-        Offer { features, pairs, control, mtu, postcopy, config }
+        let (postcopy, inband) = (self.config.postcopy, self.config.inband);
+        Offer { features, pairs, control, mtu, postcopy, inband, config: config.as_bytes().to_vec() }
     }
 
     fn serve(&mut self, queues: u16) -> Result<(), PortError> {

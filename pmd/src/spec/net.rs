@@ -2,6 +2,11 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// §5.1.4, bit of `status`: the link is up.
+pub const S_LINK_UP: u16 = 1;
+/// §5.1.4, bit of `status`: the driver is to announce its guest, and to acknowledge that.
+pub const S_ANNOUNCE: u16 = 2;
+
 /// §5.1.3 bit 0: the device completes checksums of frames it is given.
 pub const F_CSUM: u64 = 1 << 0;
 /// §5.1.3 bit 1: the driver takes frames with partial checksums.

@@ -95,10 +95,14 @@ pub const PROTOCOL_F_CONFIG: u64 = 1 << 9;
 pub const PROTOCOL_F_INFLIGHT_SHMFD: u64 = 1 << 12;
 /// Spec "Front-end message types": [`id::RESET_DEVICE`].
 pub const PROTOCOL_F_RESET_DEVICE: u64 = 1 << 13;
+/// Spec "In-band notifications": kicks, calls and errors as messages, for rings without descriptors.
+pub const PROTOCOL_F_INBAND_NOTIFICATIONS: u64 = 1 << 14;
 /// Spec "Front-end message types": [`id::GET_MAX_MEM_SLOTS`], [`id::ADD_MEM_REG`], [`id::REM_MEM_REG`].
 pub const PROTOCOL_F_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 /// Spec "Front-end message types": [`id::SET_STATUS`], [`id::GET_STATUS`].
 pub const PROTOCOL_F_STATUS: u64 = 1 << 16;
+/// Spec "Migrating back-end state": [`id::SET_DEVICE_STATE_FD`], [`id::CHECK_DEVICE_STATE`].
+pub const PROTOCOL_F_DEVICE_STATE: u64 = 1 << 19;
 /// Spec "Front-end message types", GET_VRING_BASE: what is in flight then need not be waited for, if the
 /// in-flight record has it.
 pub const PROTOCOL_F_GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
@@ -240,6 +244,23 @@ pub mod iotlb {
     /// The device may write there.
     pub const WRITE: u8 = 2;
 }
+
+/// Spec "Device state transfer parameters".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct StateTransfer {
+    /// [`SAVE`] or [`LOAD`].
+    pub direction: u32,
+    /// 0: the device is stopped.
+    pub phase: u32,
+}
+
+/// [`StateTransfer::direction`]: from the back-end.
+pub const SAVE: u32 = 0;
+/// [`StateTransfer::direction`]: to the back-end.
+pub const LOAD: u32 = 1;
+/// Spec "Front-end message types", SET_DEVICE_STATE_FD: bit of the answer, no descriptor comes with it.
+pub const STATE_NO_FD: u64 = 1 << 8;
 
 /// Spec "Memory regions description": what precedes the regions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

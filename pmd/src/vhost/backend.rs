@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::message::Frame;
-use crate::spec::vhost_user::{FLAG_NEED_REPLY, FLAG_VERSION, Header, IotlbMsg, backend_id, iotlb};
+use crate::spec::vhost_user::{
+    FLAG_NEED_REPLY, FLAG_VERSION, Header, IotlbMsg, VringState, backend_id, iotlb,
+};
 
 /// Requests that wait for the front-end's reply; those beyond wait here.
 pub const MAX_UNANSWERED: usize = 64;
@@ -21,6 +23,18 @@ pub enum Ask {
         /// How it is to be accessed.
         perm: u8,
     },
+    /// The configuration space has changed, and the driver is to be told.
+    ConfigChange,
+    /// The driver of a ring is to be called; for rings without a descriptor for that.
+    Call {
+        /// Which.
+        ring: u16,
+    },
+    /// A ring is retired for a fault; for rings without a descriptor for that.
+    Err {
+        /// Which.
+        ring: u16,
+    },
     /// A ring ended because the guest's IOMMU does not let the device access this address like that.
     AccessFail {
         /// The address.
@@ -34,6 +48,17 @@ impl Ask {
     /// Its message, if this is one.
     pub(super) fn decode(bytes: &[u8]) -> Option<Ask> {
         let (header, body) = Header::read_from_prefix(bytes).ok()?;
+        if body.is_empty() && header.request == backend_id::CONFIG_CHANGE_MSG {
+            return Some(Ask::ConfigChange);
+        }
+        if let Ok(VringState { index, num: 0 }) = VringState::read_from_bytes(body) {
+            let ring = index.try_into().ok()?;
+            return match header.request {
+                backend_id::VRING_CALL => Some(Ask::Call { ring }),
+                backend_id::VRING_ERR => Some(Ask::Err { ring }),
+                _ => None,
+            };
+        }
         let IotlbMsg { iova, perm, kind, .. } = IotlbMsg::read_from_bytes(body).ok()?;
         match (header.request, kind) {
             (backend_id::IOTLB_MSG, iotlb::MISS) => Some(Ask::Miss { iova, perm }),
@@ -44,14 +69,20 @@ impl Ask {
 
     /// Its message.
     pub(super) fn encode(self, flags: u32) -> Vec<u8> {
-        let (kind, iova, perm) = match self {
-            Ask::Miss { iova, perm } => (iotlb::MISS, iova, perm),
-            Ask::AccessFail { iova, perm } => (iotlb::ACCESS_FAIL, iova, perm),
+        let entry = |kind, iova, perm| {
+            let body = IotlbMsg { iova, perm, kind, ..IotlbMsg::default() };
+            (backend_id::IOTLB_MSG, body.as_bytes().to_vec())
         };
-        let body = IotlbMsg { iova, perm, kind, ..IotlbMsg::default() };
-        let size = size_of::<IotlbMsg>() as u32;
-        let header = Header { request: backend_id::IOTLB_MSG, flags: FLAG_VERSION | flags, size };
-        [header.as_bytes(), body.as_bytes()].concat()
+        let about = |ring: u16| VringState { index: ring.into(), num: 0 }.as_bytes().to_vec();
+        let (request, body) = match self {
+            Ask::Miss { iova, perm } => entry(iotlb::MISS, iova, perm),
+            Ask::AccessFail { iova, perm } => entry(iotlb::ACCESS_FAIL, iova, perm),
+            Ask::ConfigChange => (backend_id::CONFIG_CHANGE_MSG, Vec::new()),
+            Ask::Call { ring } => (backend_id::VRING_CALL, about(ring)),
+            Ask::Err { ring } => (backend_id::VRING_ERR, about(ring)),
+        };
+        let header = Header { request, flags: FLAG_VERSION | flags, size: body.len() as u32 };
+        [header.as_bytes(), &body].concat()
     }
 }
 
@@ -76,6 +107,13 @@ impl Asked {
     /// These were sent, by another process.
     pub(super) fn inherit(&mut self, unanswered: Vec<Ask>) {
         self.unanswered = unanswered.into();
+    }
+
+    /// One more, unless the same one waits.
+    pub(super) fn push_once(&mut self, ask: Ask) {
+        if !self.waiting.contains(&ask) {
+            self.waiting.push_back(ask);
+        }
     }
 
     /// Whether some wait for the replies to others.
@@ -127,6 +165,27 @@ mod tests {
         asked.push(Ask::AccessFail { iova: 0x1000, perm: 1 });
         let bytes = asked.send(false);
         assert_eq!((bytes[4], bytes[36], bytes[37]), (1, 1, 4));
+    }
+
+    #[test]
+    fn calls_and_errors_are_these_bytes_and_are_asked_for_once() {
+        let mut asked = Asked::default();
+        for ask in [Ask::Call { ring: 3 }, Ask::Err { ring: 258 }, Ask::Call { ring: 3 }] {
+            asked.push_once(ask);
+            assert_eq!(Ask::decode(&ask.encode(0)), Some(ask));
+        }
+        #[rustfmt::skip]
+        assert_eq!(asked.send(true), [
+            4, 0, 0, 0,  9, 0, 0, 0,  8, 0, 0, 0,  3, 0, 0, 0,  0, 0, 0, 0,
+            5, 0, 0, 0,  9, 0, 0, 0,  8, 0, 0, 0,  2, 1, 0, 0,  0, 0, 0, 0,
+        ]);
+        assert_eq!(Ask::ConfigChange.encode(0), [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Ask::decode(&Ask::ConfigChange.encode(0)), Some(Ask::ConfigChange));
+        for ask in [Ask::Miss { iova: 0x5000, perm: 3 }, Ask::AccessFail { iova: u64::MAX, perm: 1 }] {
+            let bytes = ask.encode(0);
+            assert_eq!(Ask::decode(&bytes), Some(ask));
+            assert!((0..bytes.len()).all(|cut| Ask::decode(&bytes[..cut]).is_none()));
+        }
     }
 
     #[test]

@@ -85,10 +85,13 @@ pub enum HandoverError {
 struct Line(Wire);
 
 impl Line {
-    fn of(socket: OwnedFd) -> Result<Line, HandoverError> {
+    /// With a process of this user or of root; with any, if `root` and that is what we are: what it leaves is
+    /// checked like what front-ends say.
+    fn of(socket: OwnedFd, root: bool) -> Result<Line, HandoverError> {
         // Who cannot be asked is nobody.
         let user = socket_peercred(&socket).map_or(u32::MAX, |peer| peer.uid.as_raw());
-        if user != 0 && user != geteuid().as_raw() {
+        let me = geteuid();
+        if user != 0 && user != me.as_raw() && !(root && me.is_root()) {
             return Err(HandoverError::User(user));
         }
         Ok(Line(Wire::new(socket)))
@@ -172,7 +175,7 @@ impl Will {
     pub fn successor(&self, served: &[Socket]) -> Result<Option<Successor>, HandoverError> {
         let accepted = self.listener.accept().map_err(|errno| HandoverError::Wire(WireError::Os(errno)))?;
         let Some(socket) = accepted else { return Ok(None) };
-        let mut line = Line::of(socket)?;
+        let mut line = Line::of(socket, false)?;
         match greeted(&mut line, served) {
             Ok(()) => Ok(Some(Successor(line))),
             Err(why) => {
@@ -270,7 +273,7 @@ pub fn claim(path: &Path, named: &[Socket]) -> Result<Option<Claim>, HandoverErr
             return Err(SocketError::Os { path: path.into(), what: "connect", errno }.into());
         }
     };
-    let mut line = Line::of(socket)?;
+    let mut line = Line::of(socket, true)?;
     line.send(&format::bare(id::HELLO, &format::hello(VERSIONS)), GREETING)?;
     for socket in named {
         line.send(&format::bare(id::NAMED, &format::of_socket(socket)), GREETING)?;

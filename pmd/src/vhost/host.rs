@@ -215,6 +215,11 @@ pub trait Host: Send {
     /// The guest has moved here: the network is to learn where this address is now.
     fn announce(&mut self, mac: [u8; 6]);
 
+    /// Puts what the device itself says into the configuration space, before it is read.
+    fn fill_config(&self, config: &mut [u8]) {
+        let _ = config;
+    }
+
     /// A descriptor by which pages are brought that memory lacks.
     ///
     /// # Errors

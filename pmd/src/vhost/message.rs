@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::spec::vhost_user::{
     ConfigAccess, FLAG_NEED_REPLY, FLAG_REPLY, FLAG_VERSION, FLAG_VERSION_MASK, Header, INFLIGHT_AREA,
     InflightArea, IotlbMsg, LogArea, MAX_CONFIG, MAX_FDS, MAX_PAYLOAD, MAX_TABLE_REGIONS, MemRegion,
-    MemTable, SingleRegion, VRING_FD_INDEX_MASK, VRING_FD_NONE, VringAddr, VringState, id,
+    MemTable, SingleRegion, StateTransfer, VRING_FD_INDEX_MASK, VRING_FD_NONE, VringAddr, VringState, id,
 };
 
 /// A message as it came through the socket: header checked, payload complete.
@@ -217,6 +217,12 @@ pub enum Request {
     PostcopyReady,
     /// An address of the guest's IOMMU is now there, or nowhere.
     Iotlb(IotlbMsg),
+    /// The state of the device is to be carried through a channel.
+    SetDeviceStateFd(StateTransfer, OwnedFd),
+    /// Whether that came to a good end.
+    CheckDeviceState,
+    /// The driver has made buffers available in a ring whose kicks come like this.
+    VringKick(VringState),
     /// A message that is not served, by id.
     Unknown(u32),
 }
@@ -287,6 +293,9 @@ impl Request {
             id::SET_INFLIGHT_FD => {
                 return Ok(Request::SetInflightFd(inflight(id, payload)?, one_fd(id, fds)?));
             }
+            id::SET_DEVICE_STATE_FD => {
+                return Ok(Request::SetDeviceStateFd(read(id, payload)?, one_fd(id, fds)?));
+            }
             id::SET_VRING_KICK => return vring_fd(id, payload, fds, Request::SetVringKick),
             id::SET_VRING_CALL => return vring_fd(id, payload, fds, Request::SetVringCall),
             id::SET_VRING_ERR => return vring_fd(id, payload, fds, Request::SetVringErr),
@@ -327,6 +336,8 @@ impl Request {
             id::POSTCOPY_ADVISE => nothing(Request::PostcopyAdvise)?,
             id::POSTCOPY_LISTEN => nothing(Request::PostcopyListen)?,
             id::POSTCOPY_END => nothing(Request::PostcopyEnd)?,
+            id::CHECK_DEVICE_STATE => nothing(Request::CheckDeviceState)?,
+            id::VRING_KICK => Request::VringKick(read(id, payload)?),
             id::IOTLB_MSG => Request::Iotlb(read(id, payload)?),
             _ => return Ok(Request::Unknown(id)),
         };
@@ -457,6 +468,11 @@ impl Answer {
         answer
     }
 
+    /// To [`Request::SetDeviceStateFd`]: the channel that is to be used.
+    pub fn state(file: OwnedFd) -> Answer {
+        Answer { fd: Some(Arc::new(file)), ..Answer::number(id::SET_DEVICE_STATE_FD, 0) }
+    }
+
     /// To [`Request::PostcopyAdvise`]: nothing but the descriptor.
     pub fn postcopy(file: OwnedFd) -> Answer {
         Answer { id: id::POSTCOPY_ADVISE, fd: Some(Arc::new(file)), payload: ArrayVec::new() }
@@ -579,7 +595,10 @@ mod tests {
     }
 
     /// Ids with the payload length and the number of descriptors that they take.
-    const SHAPES: [(u32, usize, usize); 36] = [
+    const SHAPES: [(u32, usize, usize); 39] = [
+        (id::SET_DEVICE_STATE_FD, 8, 1),
+        (id::CHECK_DEVICE_STATE, 0, 0),
+        (id::VRING_KICK, 8, 0),
         (id::GET_FEATURES, 0, 0),
         (id::SET_FEATURES, 8, 0),
         (id::SET_OWNER, 0, 0),

@@ -118,6 +118,12 @@ pub enum Refusal {
     /// The state of a device cannot be had, or be gone on with.
     #[error(transparent)]
     State(HostError),
+    /// The state of a device at work, or a direction or phase that is none.
+    #[error("device state: {0}")]
+    Transfer(&'static str),
+    /// Messages in place of descriptors, without what they need.
+    #[error("in-band notifications were set without BACKEND_REQ and REPLY_ACK")]
+    Inband,
     /// Not among what a conversation leaves to the process that goes on with it.
     #[error("{0} in what another process has left")]
     Legacy(String),

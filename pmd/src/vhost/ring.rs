@@ -74,6 +74,8 @@ pub(super) enum Kick {
     Polled,
     /// From an eventfd.
     Fd(Arc<OwnedFd>),
+    /// From messages, which signal an eventfd of ours.
+    Message(Arc<OwnedFd>),
 }
 
 /// One ring, as far as it was described.
@@ -86,6 +88,9 @@ pub(super) struct Ring {
     pub(super) kick: Option<Kick>,
     pub(super) call: Option<Arc<OwnedFd>>,
     pub(super) err: Option<Arc<OwnedFd>>,
+    /// Whether those two are eventfds of ours, for which messages are sent.
+    pub(super) call_message: bool,
+    pub(super) err_message: bool,
     pub(super) enabled: Option<bool>,
     pub(super) running: bool,
 }
@@ -100,11 +105,12 @@ impl Ring {
     pub(super) fn forget_start(&mut self) {
         self.kick = None;
         self.call = None;
+        self.call_message = false;
     }
 
     pub(super) fn signals(&self) -> Signals {
         let kick = match &self.kick {
-            Some(Kick::Fd(fd)) => Some(Arc::clone(fd)),
+            Some(Kick::Fd(fd) | Kick::Message(fd)) => Some(Arc::clone(fd)),
             Some(Kick::Polled) | None => None,
         };
         Signals { kick, call: self.call.clone(), err: self.err.clone() }

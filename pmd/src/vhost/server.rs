@@ -249,11 +249,18 @@ impl Control {
         let mut next = |polled: bool| polled && ready.next().expect("as many as were polled");
         self.ports
             .iter()
-            .map(|port| Events {
-                link: next(port.link.is_some() && !port.frozen),
-                channel: next(port.channel().is_some()),
-                listener: next(port.listens(now)),
-                bell: next(port.bell().is_some()),
+            .map(|port| {
+                let events = Events {
+                    link: next(port.link.is_some() && !port.frozen),
+                    channel: next(port.channel().is_some()),
+                    listener: next(port.listens(now)),
+                    bell: next(port.bell().is_some()),
+                };
+                // Every port is asked for its requests, whatever is ready.
+                for _ in port.bells() {
+                    next(true);
+                }
+                events
             })
             .collect()
     }
@@ -402,6 +409,13 @@ impl Port {
         self.link.as_ref().filter(|_| !self.frozen).and_then(|link| link.channel.as_ref())
     }
 
+    /// What rings when the front-end is to be told of a ring: nothing, while it cannot be.
+    fn bells(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let channel = self.channel().filter(|channel| !channel.blocked());
+        let link = self.link.as_ref().filter(|_| channel.is_some());
+        link.into_iter().flat_map(|link| link.session.bells())
+    }
+
     /// What rings when the host has work of its own.
     fn bell(&self) -> Option<BorrowedFd<'_>> {
         self.host.bell().filter(|_| !self.frozen)
@@ -424,7 +438,8 @@ impl Port {
             _ => None,
         };
         let bell = self.bell().map(|bell| (bell, PollFlags::IN));
-        link.into_iter().chain(channel).chain(listener).chain(bell)
+        let bells = self.bells().map(|bell| (bell, PollFlags::IN));
+        link.into_iter().chain(channel).chain(listener).chain(bell).chain(bells)
     }
 
     /// When it has to have a turn, ready or not.

@@ -8,7 +8,9 @@
 //! cannot run (its size and addresses are the guest's choice): it stays stopped, and the guest may set
 //! it up anew.
 
+mod inband;
 mod legacy;
+mod transfer;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -18,14 +20,17 @@ use super::host::{Host, HostError};
 use super::message::{Answer, Frame, Request};
 use super::refusal::{Refusal, SessionError};
 use super::regions::Regions;
+use inband::bell;
+use transfer::Transfer;
+
 use super::ring::{Kick, Ring, RingError, check_addr, check_base, check_num};
 use crate::spec::vhost_user::{
     CONFIG_F_MIGRATION, ConfigAccess, F_LOG_ALL, F_PROTOCOL_FEATURES, InflightArea, IotlbMsg, MAX_CONFIG,
     MAX_MEM_SLOTS, MAX_VRING_NUM, MAX_VRINGS, MIN_MTU, MemRegion, PROTOCOL_F_BACKEND_REQ, PROTOCOL_F_CONFIG,
-    PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_GET_VRING_BASE_INFLIGHT, PROTOCOL_F_INFLIGHT_SHMFD,
-    PROTOCOL_F_LOG_SHMFD, PROTOCOL_F_MQ, PROTOCOL_F_NET_MTU, PROTOCOL_F_PAGEFAULT, PROTOCOL_F_RARP,
-    PROTOCOL_F_REPLY_ACK, PROTOCOL_F_RESET_DEVICE, PROTOCOL_F_STATUS, VRING_F_LOG, VringAddr, VringState, id,
-    iotlb,
+    PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_DEVICE_STATE, PROTOCOL_F_GET_VRING_BASE_INFLIGHT,
+    PROTOCOL_F_INBAND_NOTIFICATIONS, PROTOCOL_F_INFLIGHT_SHMFD, PROTOCOL_F_LOG_SHMFD, PROTOCOL_F_MQ,
+    PROTOCOL_F_NET_MTU, PROTOCOL_F_PAGEFAULT, PROTOCOL_F_RARP, PROTOCOL_F_REPLY_ACK, PROTOCOL_F_RESET_DEVICE,
+    PROTOCOL_F_STATUS, STATE_NO_FD, VRING_F_LOG, VringAddr, VringState, id, iotlb,
 };
 use crate::spec::virtio::{F_ACCESS_PLATFORM, F_RING_PACKED, F_VERSION_1};
 
@@ -41,6 +46,7 @@ pub const PROTOCOL_FEATURES: u64 = PROTOCOL_F_MQ
     | PROTOCOL_F_RESET_DEVICE
     | PROTOCOL_F_CONFIGURE_MEM_SLOTS
     | PROTOCOL_F_STATUS
+    | PROTOCOL_F_DEVICE_STATE
     // A ring is given back when nothing of it is in flight: its record is empty then, which is allowed.
     | PROTOCOL_F_GET_VRING_BASE_INFLIGHT;
 
@@ -57,6 +63,8 @@ pub struct Offer {
     pub mtu: u16,
     /// Whether a guest may come before its memory does (post-copy).
     pub postcopy: bool,
+    /// Whether kicks, calls and errors may be messages, for simulations.
+    pub inband: bool,
     /// Configuration space, up to 256 bytes.
     pub config: Vec<u8>,
 }
@@ -101,6 +109,8 @@ pub struct Session {
     /// A channel for our own requests, until it is fetched.
     channel: Option<OwnedFd>,
     asked: Asked,
+    /// The state of the device on its way.
+    transfer: Transfer,
     /// The message at hand is not acknowledged, whatever its flags say.
     silent: bool,
     /// No ring starts yet.
@@ -126,6 +136,7 @@ impl Session {
             postcopy: Postcopy::No,
             channel: None,
             asked: Asked::default(),
+            transfer: Transfer::None,
             silent: false,
             held: false,
         }
@@ -151,6 +162,8 @@ impl Session {
             Err(why) => {
                 let answer = match id {
                     id::GET_CONFIG => Some(Answer::no_config()),
+                    id::SET_DEVICE_STATE_FD => Some(Answer::number(id, 1 | STATE_NO_FD)),
+                    id::CHECK_DEVICE_STATE => Some(Answer::number(id, 1)),
                     // Of a message that is not served, an acknowledgement is as good as any answer.
                     _ if acknowledge && matches!(why, Refusal::Unknown(_)) => Some(Answer::number(id, 1)),
                     id::IOTLB_MSG => Some(Answer::number(id, 1)),
@@ -169,8 +182,11 @@ impl Session {
     /// What is to be sent on the channel for our own requests now; to be asked after every message, and when
     /// the host may have something to ask.
     pub fn requests(&mut self, host: &mut dyn Host) -> Vec<u8> {
+        self.gather();
         if !self.asked.waits() {
-            host.asks().into_iter().for_each(|ask| self.asked.push(ask));
+            let told = self.protocol & PROTOCOL_F_CONFIG != 0;
+            let asks = host.asks().into_iter().filter(|ask| told || *ask != Ask::ConfigChange);
+            asks.for_each(|ask| self.asked.push(ask));
         }
         self.asked.send(self.protocol & PROTOCOL_F_REPLY_ACK != 0)
     }
@@ -227,8 +243,10 @@ impl Session {
                 return Ok(Some(Answer::inflight(area, len, file)));
             }
             Request::GetConfig(access) => {
-                let bytes = &self.config[self.config_range(&access)?];
-                return Ok(Some(Answer::config(access, bytes)));
+                let range = self.config_range(&access)?;
+                let mut config = self.config.clone();
+                host.fill_config(&mut config);
+                return Ok(Some(Answer::config(access, &config[range])));
             }
             Request::Unknown(id) => return Err(Refusal::Unknown(id)),
             Request::PostcopyAdvise => {
@@ -270,6 +288,13 @@ impl Session {
                 self.asked = Asked::default();
             }
 
+            Request::SetDeviceStateFd(how, _) => return self.set_transfer(how, host).map(Some),
+            Request::CheckDeviceState => {
+                self.check_transfer(host)?;
+                return number(id::CHECK_DEVICE_STATE, 0);
+            }
+            Request::VringKick(state) => self.kicked(state, host)?,
+
             Request::SetOwner => {}
             Request::ResetOwner => self.stop_anew(host)?,
             Request::ResetDevice => self.reset(host)?,
@@ -302,6 +327,10 @@ impl Session {
             }
             Request::SetProtocolFeatures(features) => {
                 offers(self.protocol_features(), features)?;
+                let needed = PROTOCOL_F_BACKEND_REQ | PROTOCOL_F_REPLY_ACK;
+                if features & PROTOCOL_F_INBAND_NOTIFICATIONS != 0 && features & needed != needed {
+                    return Err(Refusal::Inband);
+                }
                 self.protocol = features;
             }
             Request::SetMemTable(table) => {
@@ -333,18 +362,22 @@ impl Session {
             Request::SetVringBase(state) => self.set_base(state)?,
             Request::SetVringKick(index, fd) => {
                 let ring = self.ring(index)?;
-                self.rings[ring].kick = Some(fd.map_or(Kick::Polled, |fd| Kick::Fd(Arc::new(fd))));
+                self.rings[ring].kick = Some(match fd {
+                    Some(fd) => Kick::Fd(Arc::new(fd)),
+                    None if self.inband() => Kick::Message(bell()?),
+                    None => Kick::Polled,
+                });
                 self.signal(ring, host)?;
                 self.start(ring, host)?;
             }
             Request::SetVringCall(index, fd) => {
                 let ring = self.ring(index)?;
-                self.rings[ring].call = fd.map(Arc::new);
+                (self.rings[ring].call, self.rings[ring].call_message) = self.line(fd)?;
                 self.signal(ring, host)?;
             }
             Request::SetVringErr(index, fd) => {
                 let ring = self.ring(index)?;
-                self.rings[ring].err = fd.map(Arc::new);
+                (self.rings[ring].err, self.rings[ring].err_message) = self.line(fd)?;
                 self.signal(ring, host)?;
             }
             Request::SetVringEnable(state) => self.set_enable(state, host)?,
@@ -381,7 +414,10 @@ impl Session {
     }
 
     fn protocol_features(&self) -> u64 {
-        PROTOCOL_FEATURES | if self.offer.postcopy { PROTOCOL_F_PAGEFAULT } else { 0 }
+        let optional = |offered: bool, feature| if offered { feature } else { 0 };
+        PROTOCOL_FEATURES
+            | optional(self.offer.postcopy, PROTOCOL_F_PAGEFAULT)
+            | optional(self.offer.inband, PROTOCOL_F_INBAND_NOTIFICATIONS)
     }
 
     /// In post-copy mode: regions that were mapped just now lack pages. They, with our addresses.
@@ -453,7 +489,8 @@ impl Session {
             host.log_all(false).map_err(Refusal::Log)?;
         }
         for ring in &mut self.rings {
-            *ring = Ring { err: ring.err.take(), ..Ring::default() };
+            let err_message = ring.err_message;
+            *ring = Ring { err: ring.err.take(), err_message, ..Ring::default() };
         }
         (self.features, self.status) = (None, 0);
         self.config.clone_from(&self.offer.config);
@@ -646,8 +683,6 @@ fn has_answer(id: u32, protocol: u64) -> bool {
             | id::POSTCOPY_END
             | id::GET_INFLIGHT_FD
             | id::GET_SHARED_OBJECT
-            | id::SET_DEVICE_STATE_FD
-            | id::CHECK_DEVICE_STATE
             | id::GET_SHMEM_CONFIG
     )
 }

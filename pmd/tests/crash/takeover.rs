@@ -14,7 +14,7 @@ use super::*;
 const WINDOW: u64 = 100;
 
 fn takeovers() -> usize {
-    crashes().min(1000)
+    crashes().min(200)
 }
 
 /// A process: a server with ports, and a core that sends back what it gets.

@@ -7,6 +7,7 @@
 //!
 //! - `front`: any bytes, with any descriptors, through the socket
 //! - `guest`: memory and rings behind it, well-behaved until it is told otherwise
+//! - `handover`: processes that are no predecessor and no successor, and states of no device
 //! - `house`: the two ports, their core, and the oracle
 //! - `messages`: M, the socket
 //! - `memory`: files that shrink
@@ -21,6 +22,7 @@ mod device;
 mod fair;
 mod front;
 mod guest;
+mod handover;
 mod house;
 mod iommu;
 mod memory;

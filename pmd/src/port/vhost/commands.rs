@@ -55,6 +55,8 @@ pub(super) struct Commands {
     pub(super) offloads: u64,
     /// By ring.
     pub(super) moderation: Vec<Moderation>,
+    /// The driver is to announce its guest, and has not said that it did.
+    pub(super) announce: bool,
 }
 
 impl Commands {
@@ -72,7 +74,19 @@ impl Commands {
             filter: Arc::new(Filter::new(mac, vlans)),
             offloads: features & net::GUEST_OFFLOADS,
             moderation: vec![Moderation::default(); usize::from(pairs) * 2],
+            announce: false,
         }
+    }
+
+    /// Has the driver announce its guest, if it can (§5.1.6.5.4); whether it was not told to before.
+    pub(super) fn announce(&mut self) -> bool {
+        let can = self.has(net::F_CTRL_VQ) && self.has(net::F_GUEST_ANNOUNCE) && self.has(net::F_STATUS);
+        can && !std::mem::replace(&mut self.announce, true)
+    }
+
+    /// The device's address, which the driver may have set.
+    pub(super) fn address(&self) -> [u8; 6] {
+        self.filter.parts().1
     }
 
     /// Whether they are those of a device with these features.
@@ -103,17 +117,21 @@ impl Commands {
             ctrl::RX => self.receive_mode(*command, data),
             ctrl::MAC => self.mac(*command, data),
             ctrl::VLAN => self.vlan(*command, data),
-            // What announces the guest is the driver's own business: nothing is to be taken back here.
-            ctrl::ANNOUNCE => {
-                (self.has(net::F_GUEST_ANNOUNCE) && *command == ctrl::ANNOUNCE_ACK && data.is_empty())
-                    .then_some(Answer::OK)
-            }
+            ctrl::ANNOUNCE => self.announced(*command, data),
             ctrl::MQ => self.pairs(*command, data),
             ctrl::GUEST_OFFLOADS => self.offloads(*command, data),
             ctrl::NOTF_COAL => self.moderation(*command, data),
             _ => None,
         };
         obeyed.unwrap_or(Answer::ERR)
+    }
+
+    fn announced(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
+        if !self.has(net::F_GUEST_ANNOUNCE) || command != ctrl::ANNOUNCE_ACK || !data.is_empty() {
+            return None;
+        }
+        self.announce = false;
+        Some(Answer::OK)
     }
 
     fn has(&self, feature: u64) -> bool {

@@ -99,6 +99,8 @@ pub(super) struct Control {
     mac: [u8; 6],
     /// What the guest has asked for through its control queue.
     commands: Commands,
+    /// What the guest is to be told has changed, and the front-end was not.
+    config_changed: bool,
     /// That queue while it runs, and its index; where it stopped when it ran last.
     attendant: Option<(u16, Attendant)>,
     stopped_at: Option<u32>,
@@ -177,6 +179,7 @@ impl Control {
             lines: Lines::default(),
             mac,
             commands,
+            config_changed: false,
             attendant: None,
             stopped_at: None,
         }
@@ -829,11 +832,13 @@ impl Host for Control {
                 door.wants().into_iter().for_each(|want| self.iommu.want(want));
             }
         }
-        self.iommu.asks()
+        let mut asks = self.iommu.asks();
+        asks.extend(std::mem::take(&mut self.config_changed).then_some(Ask::ConfigChange));
+        asks
     }
 
     fn refused(&mut self, ask: Ask) {
-        let (Ask::Miss { iova, perm } | Ask::AccessFail { iova, perm }) = ask;
+        let (Ask::Miss { iova, perm } | Ask::AccessFail { iova, perm }) = ask else { return };
         debug!("{}: the front-end has nothing at I/O address {iova:#x} for access {perm}", self.name);
         self.iommu.refused(Miss { iova, perm });
         for ring in 0..self.rings.len() as u16 {
@@ -843,7 +848,19 @@ impl Host for Control {
         }
     }
 
+    /// virtio 1.3 §5.1.4: the address comes first, then the status.
+    fn fill_config(&self, config: &mut [u8]) {
+        let Some((own, [status, ..])) = config.split_first_chunk_mut::<6>() else { return };
+        // Until the driver sets another, it is what the front-end has.
+        if self.commands.address() != self.mac {
+            *own = self.commands.address();
+        }
+        *status |= if self.commands.announce { net::S_ANNOUNCE as u8 } else { 0 };
+    }
+
     fn announce(&mut self, mac: [u8; 6]) {
+        // A driver that can does it once more, for what a packet of ours does not tell: its IP addresses.
+        self.config_changed |= self.commands.announce();
         match Herald::new(mac) {
             Ok(herald) => self.doors[0].announce(herald),
             Err(e) => say!(self.lines, warn, "{}: the guest's new place is not announced: {e}", self.name),

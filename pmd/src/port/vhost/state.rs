@@ -27,6 +27,7 @@ const MAX_TABLE: usize = MAX_COMMAND / 6;
 const MODES: u16 = 0x3f;
 const VLANS: u16 = 1 << 6;
 const STOPPED: u16 = 1 << 7;
+const ANNOUNCE: u16 = 1 << 8;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -63,13 +64,17 @@ pub(super) enum StateError {
 pub(super) fn save(commands: &Commands, stopped_at: Option<u32>) -> Vec<u8> {
     let filter = &*commands.filter;
     let (modes, mac, table, vlans) = filter.parts();
-    let vlan_flag = if vlans.is_some() { VLANS } else { 0 };
+    let flag = |on: bool, bit: u16| if on { bit } else { 0 };
+    let flags = u16::from(modes)
+        | flag(vlans.is_some(), VLANS)
+        | flag(stopped_at.is_some(), STOPPED)
+        | flag(commands.announce, ANNOUNCE);
     let head = Head {
         magic: MAGIC,
         version: VERSION.to_le(),
         pairs: commands.pairs.to_le(),
         active: commands.active.to_le(),
-        flags: (u16::from(modes) | vlan_flag | if stopped_at.is_some() { STOPPED } else { 0 }).to_le(),
+        flags: flags.to_le(),
         features: commands.features.to_le(),
         offloads: commands.offloads.to_le(),
         mac,
@@ -104,7 +109,7 @@ pub(super) fn load(bytes: &[u8], pairs: u16) -> Result<(Commands, Option<u32>), 
     if theirs != pairs {
         return Err(StateError::Pairs { theirs, ours: pairs });
     }
-    check(flags & !(MODES | VLANS | STOPPED) == 0 && head.zero == [0; 2], "flag")?;
+    check(flags & !(MODES | VLANS | STOPPED | ANNOUNCE) == 0 && head.zero == [0; 2], "flag")?;
     check((1..=pairs).contains(&active), "number of pairs in use")?;
     check(offloads & !(features & net::GUEST_OFFLOADS) == 0, "offload")?;
     check(table <= MAX_TABLE, "number of addresses")?;
@@ -123,7 +128,8 @@ pub(super) fn load(bytes: &[u8], pairs: u16) -> Result<(Commands, Option<u32>), 
     let moderation: Vec<Moderation> = moderation.collect();
     check(moderation.iter().all(|m| m.usecs <= MAX_HOLD_US), "time to hold calls back")?;
     let filter = Filter::of_parts((flags & MODES) as u8, head.mac, table.as_chunks().0, vlans.first_chunk());
-    let commands = Commands { features, pairs, active, filter: Arc::new(filter), offloads, moderation };
+    let (filter, announce) = (Arc::new(filter), flags & ANNOUNCE != 0);
+    let commands = Commands { features, pairs, active, filter, offloads, moderation, announce };
     Ok((commands, (flags & STOPPED != 0).then_some(u32::from_le(head.stopped_at))))
 }
 
@@ -168,6 +174,9 @@ mod tests {
 
     #[test]
     fn what_is_saved_is_loaded() {
+        let mut announced = busy();
+        announced.announce = true;
+        assert_eq!(load(&save(&announced, None), 2), Ok((announced, None)));
         for (commands, at) in [
             (busy(), Some(17)),
             (Commands::new(0, 2, MAC), None),
@@ -207,7 +216,7 @@ mod tests {
         for (at, byte, what) in [
             (12, 3, "number of pairs in use"),
             (12, 0, "number of pairs in use"),
-            (15, 1, "flag"),
+            (15, 2, "flag"),
             (38, 1, "flag"),
             (24, 3, "offload"),
             (47, 0xff, "number of addresses"),

@@ -25,7 +25,15 @@ struct Stage {
 }
 
 fn offer() -> Offer {
-    Offer { features: FEATURES, pairs: 2, control: 0, mtu: 9000, postcopy: false, config: (0..24).collect() }
+    Offer {
+        features: FEATURES,
+        pairs: 2,
+        control: 0,
+        mtu: 9000,
+        postcopy: false,
+        inband: false,
+        config: (0..24).collect(),
+    }
 }
 
 fn path(name: &str) -> PathBuf {

@@ -126,9 +126,10 @@ impl Session {
             if !SAID.contains(&id) {
                 return Err(Refusal::Legacy(name(id)));
             }
-            session.serve(Request::parse(frame)?, host, &mut refused)?;
-            if let Some(refusal) = refused.pop() {
-                return Err(refusal);
+            match session.serve(Request::parse(frame)?, host, &mut refused) {
+                // A ring that could not run before either.
+                Err(why) if !why.spares_the_connection() => return Err(why),
+                _ => {}
             }
         }
         Ok(session)
@@ -146,18 +147,20 @@ fn leave_ring(index: u32, ring: &Ring, said: &mut Vec<Frame>) -> Result<(), Refu
     if let Some(addr) = ring.addr {
         said.push(bare(id::SET_VRING_ADDR, VringAddr { index, ..addr }.as_bytes()));
     }
-    if let Some(call) = &ring.call {
-        said.push(line(id::SET_VRING_CALL, index, call)?);
-    }
-    if let Some(err) = &ring.err {
-        said.push(line(id::SET_VRING_ERR, index, err)?);
+    let none = (u64::from(index) | VRING_FD_NONE).to_ne_bytes();
+    for (id, fd, message) in [
+        (id::SET_VRING_CALL, &ring.call, ring.call_message),
+        (id::SET_VRING_ERR, &ring.err, ring.err_message),
+    ] {
+        match fd {
+            Some(_) if message => said.push(bare(id, &none)),
+            Some(fd) => said.push(line(id, index, fd)?),
+            None => {}
+        }
     }
     match &ring.kick {
         Some(Kick::Fd(kick)) => said.push(line(id::SET_VRING_KICK, index, kick)?),
-        Some(Kick::Polled) => {
-            let value = u64::from(index) | VRING_FD_NONE;
-            said.push(bare(id::SET_VRING_KICK, &value.to_ne_bytes()));
-        }
+        Some(Kick::Polled | Kick::Message(_)) => said.push(bare(id::SET_VRING_KICK, &none)),
         None => {}
     }
     if let Some(enabled) = ring.enabled {

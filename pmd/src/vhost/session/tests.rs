@@ -1,3 +1,7 @@
+mod inband;
+mod legacy;
+mod transfer;
+
 use super::super::host::testing::{Asked, Recorder};
 use super::super::message::{Fds, name};
 use super::super::ring::RingError;
@@ -12,7 +16,15 @@ const FEATURES: u64 = F_VERSION_1 | F_RING_PACKED | 1;
 const NEED_REPLY: u32 = 8;
 
 fn offer() -> Offer {
-    Offer { features: FEATURES, pairs: 2, control: 0, mtu: 9000, postcopy: false, config: (0..24).collect() }
+    Offer {
+        features: FEATURES,
+        pairs: 2,
+        control: 0,
+        mtu: 9000,
+        postcopy: false,
+        inband: false,
+        config: (0..24).collect(),
+    }
 }
 
 /// A session, its host, and what a front-end does with them.
@@ -122,7 +134,7 @@ fn numbers_are_answered_byte_for_byte() {
     let mut talk = Talk::new();
     for (id, number) in [
         (id::GET_FEATURES, FEATURES | 1 << 30 | 1 << 26),
-        (id::GET_PROTOCOL_FEATURES, 0x11_b23f),
+        (id::GET_PROTOCOL_FEATURES, 0x19_b23f),
         (id::GET_QUEUE_NUM, 2),
         (id::GET_MAX_MEM_SLOTS, 509),
         (id::GET_STATUS, 0),

@@ -1,5 +1,9 @@
 //! A guest that has its device's control queue, and what comes of its commands.
 
+use std::io::{Read, Write};
+
+use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
+
 use super::*;
 use crate::spec::net::ctrl;
 
@@ -32,15 +36,20 @@ struct Commander<R> {
 
 impl<R: Ring> Commander<R> {
     fn connect(stage: &Stage, name: &str, features: u64) -> Self {
-        let mut guest = Guest::<R>::connect(stage, name, features | COMMANDS);
-        let index = if features & net::F_MQ != 0 { 2 * usize::from(stage.port.config.queues) } else { 2 };
-        let areas = Areas::at(CONTROL, ENTRIES, guest.features, 4);
-        let ring = R::open(&areas, &guest.table).unwrap();
-        guest.start();
-        let mut all = Commander { guest, index, areas, ring, kick: event(), call: event() };
+        let mut all = Self::prepare(stage, name, features);
+        all.guest.start();
         let fresh = all.guest.fresh();
         all.start_control(fresh).unwrap();
         all
+    }
+
+    /// Connected, with no ring started.
+    fn prepare(stage: &Stage, name: &str, features: u64) -> Self {
+        let guest = Guest::<R>::connect(stage, name, features | COMMANDS);
+        let index = if features & net::F_MQ != 0 { 2 * usize::from(stage.port.config.queues) } else { 2 };
+        let areas = Areas::at(CONTROL, ENTRIES, guest.features, 4);
+        let ring = R::open(&areas, &guest.table).unwrap();
+        Commander { guest, index, areas, ring, kick: event(), call: event() }
     }
 
     fn start_control(&mut self, base: u16) -> vhost::Result<()> {
@@ -383,6 +392,51 @@ fn odd_chains<R: Ring>(name: &str, features: u64) {
 fn odd_chains_are_answered_or_retire_the_control_queue_alone() {
     odd_chains::<Split>("odd-split", SPLIT);
     odd_chains::<Packed>("odd-packed", PACKED);
+}
+
+fn config(front: &mut Frontend) -> (Vec<u8>, u8) {
+    use vhost::vhost_user::message::VhostUserConfigFlags;
+    let (_, bytes) = front.get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8]).unwrap();
+    (bytes[..6].to_vec(), bytes[6])
+}
+
+/// virtio 1.3 §5.1.4: what the driver has set is what it reads; §5.1.6.5.4: a guest that has moved is asked to
+/// announce itself until it says that it did.
+#[test]
+fn the_configuration_follows_the_guest() {
+    let mut stage = Stage::new("config-follows", |config| config.mac = Some(MINE));
+    let core = Core::run(stage.port.start(1).unwrap());
+    let features = v::F_VERSION_1 | net::F_GUEST_ANNOUNCE | net::F_STATUS;
+    let mut all = Commander::<Split>::connect(&stage, "config-follows", features);
+    assert_eq!(config(&mut all.guest.front), (MINE.to_vec(), 1));
+    assert!(all.ask(ctrl::MAC, ctrl::MAC_ADDR_SET, &OTHER));
+    assert_eq!(config(&mut all.guest.front), (OTHER.to_vec(), 1));
+    assert!(all.ask(ctrl::RX, ctrl::RX_PROMISC, &[0]));
+
+    // Elsewhere, with the state of this device: what it asked for holds.
+    for ring in 0..3 {
+        all.guest.front.get_vring_base(ring).unwrap();
+    }
+    let mut state = Vec::new();
+    let (save, load) = (VhostTransferStateDirection::SAVE, VhostTransferStateDirection::LOAD);
+    let pipe = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let stopped = VhostTransferStatePhase::STOPPED;
+    let channel = all.guest.front.set_device_state_fd(save, stopped, pipe()).unwrap();
+    channel.unwrap().read_to_end(&mut state).unwrap();
+    all.guest.front.check_device_state().unwrap();
+    drop(all);
+    stage.port.stop(core.stop()).unwrap();
+    // As if it had been told to announce itself.
+    state[15] |= 1;
+    let mut stage = Stage::new("config-moved", |config| config.mac = Some(MINE));
+    let core = Core::run(stage.port.start(1).unwrap());
+    let mut all = Commander::<Split>::prepare(&stage, "config-moved", features);
+    let channel = all.guest.front.set_device_state_fd(load, stopped, pipe()).unwrap();
+    channel.unwrap().write_all(&state).unwrap();
+    all.guest.front.check_device_state().unwrap();
+    assert_eq!(config(&mut all.guest.front), (OTHER.to_vec(), 3));
+    drop(all);
+    stage.port.stop(core.stop()).unwrap();
 }
 
 #[test]
