@@ -158,6 +158,6 @@ fn a_false_state_of_the_device() {
     guest.start();
     let answer = guest.front.ask(id::SET_DEVICE_STATE_FD, &transfer(SAVE), &[nothing.as_fd()]).unwrap();
     assert_eq!(answer[..2], [1, 1], "a device at work");
-    drop(guest);
+    drop((guest, nothing));
     house.ends("false states");
 }
