@@ -51,7 +51,7 @@ pub enum ServerError {
 pub struct PortId(u64);
 
 enum Command {
-    Add(NewPort, Sender<Result<PortId, ServerError>>),
+    Add(Box<NewPort>, Sender<Result<PortId, ServerError>>),
     Freeze(Sender<Result<Vec<Legacy>, ServerError>>),
     Thaw,
     Leave(Sender<()>),
@@ -152,7 +152,7 @@ impl Handle {
 
     fn tell_of(&self, port: NewPort) -> Result<PortId, ServerError> {
         let (reply, answer) = bounded(1);
-        self.tell(Command::Add(port, reply));
+        self.tell(Command::Add(Box::new(port), reply));
         answer.recv().unwrap_or(Err(ServerError::Ended))
     }
 
@@ -271,7 +271,7 @@ impl Control {
             match command {
                 Command::Add(port, reply) => {
                     let id = PortId(self.next_id);
-                    let added = Port::open(id, port).map(|port| self.ports.push(port));
+                    let added = Port::open(id, *port).map(|port| self.ports.push(port));
                     self.next_id += 1;
                     let _ = reply.send(added.map(|()| id));
                 }

@@ -25,6 +25,9 @@ struct Process {
     core: JoinHandle<()>,
 }
 
+/// A process that goes on, and why.
+type Kept = Box<(Process, Will, HandoverError)>;
+
 impl Process {
     /// Ports on these sockets, left by another process or new.
     fn start(sockets: &[Socket], mut claim: Option<&mut handover::Claim>) -> Result<Process, pmd::PortError> {
@@ -66,13 +69,13 @@ impl Process {
     }
 
     /// Waits for a successor and hands over; as it is when that fails.
-    fn hand_over(self, will: Will, served: &[Socket]) -> Result<(), (Process, Will, HandoverError)> {
+    fn hand_over(self, will: Will, served: &[Socket]) -> Result<(), Kept> {
         let since = Instant::now();
         let mut successor = loop {
             match will.successor(served) {
                 Ok(Some(successor)) => break successor,
                 Ok(None) => assert!(since.elapsed() < Duration::from_secs(20), "nobody came"),
-                Err(e) => return Err((self, will, e)),
+                Err(e) => return Err(Box::new((self, will, e))),
             }
             std::thread::yield_now();
         };
@@ -81,7 +84,7 @@ impl Process {
         let handed = successor.bequeath(&will, ports).and_then(|()| successor.confirm());
         if let Err(e) = handed {
             handle.thaw();
-            return Err((self, will, e));
+            return Err(Box::new((self, will, e)));
         }
         handle.leave();
         will.leave();
@@ -137,7 +140,7 @@ fn handed_over<R: Ring + Send>(name: &str, features: u64) {
         while !(old.is_finished() && new.is_finished()) {
             guests.iter_mut().for_each(|(guest, _)| guest.turn());
         }
-        old.join().unwrap().map_err(|(_, _, e)| e).unwrap();
+        old.join().unwrap().map_err(|kept| kept.2).unwrap();
         (process, will) = new.join().unwrap().unwrap();
     }
     for (guest, front) in &mut guests {
@@ -230,7 +233,7 @@ fn a_successor_that_fails() {
         }
         new.join().unwrap();
         let e;
-        (process, will, e) = old.join().unwrap().err().expect("nothing is handed over");
+        (process, will, e) = *old.join().unwrap().expect_err("nothing is handed over");
         assert!(e.to_string().contains(why), "{e}, not {why}");
         assert!(!e.to_string().contains('\u{1b}'));
         let before = guest.returned;

@@ -26,6 +26,9 @@ pub(super) struct Filter {
     vlans: Option<Box<[u64; 64]>>,
 }
 
+/// What a filter is made of: its modes as bits, in their order, the address, further addresses, VLANs.
+pub(super) type Parts<'f> = (u8, [u8; 6], Vec<[u8; 6]>, Option<&'f [u64; 64]>);
+
 /// An address as a number, in the order in which it is written.
 fn number(mac: [u8; 6]) -> u64 {
     mac.iter().fold(0, |n, byte| n << 8 | u64::from(*byte))
@@ -53,8 +56,8 @@ impl Filter {
         }
     }
 
-    /// What it is made of: its modes as bits, in their order above, the address, further addresses, VLANs.
-    pub(super) fn parts(&self) -> (u8, [u8; 6], Vec<[u8; 6]>, Option<&[u64; 64]>) {
+    /// What it is made of.
+    pub(super) fn parts(&self) -> Parts<'_> {
         let modes = [
             self.promiscuous,
             self.all_multicast,
