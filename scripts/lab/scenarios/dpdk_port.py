@@ -35,9 +35,9 @@ def ours(args, options, netns, core=0, vdevs=()):
 
 @scenario(need, seconds=700)
 def dpdk_port_tests(full):
-    """Tests of the DPDK port on net_ring and net_null: every byte, every buffer back."""
+    """Tests of the DPDK port on net_ring, net_null, net_pcap and net_memif: every byte, every buffer back."""
     build("test", "--quiet", "--release", "-p", "pmd", "--features", "dpdk", "--lib", "dpdk")
-    figure("net_ring, net_null: zero copy both ways, checksums completed, nothing kept")
+    figure("net_ring, net_null, net_pcap, net_memif: zero copy both ways, checksums completed, nothing kept")
 
 
 @scenario(need, seconds=700)

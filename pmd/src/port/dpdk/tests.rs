@@ -67,7 +67,7 @@ fn devices_of_dpdk_are_ports() {
     let folder = std::env::temp_dir();
     let [taken, given] =
         ["in", "out"].map(|way| folder.join(format!("hotring-{}-{way}.pcap", std::process::id())));
-    let frames: Vec<_> = [60, 61, 1514, 2048, 9000].iter().map(|&len| frame(len, len)).collect();
+    let frames: Vec<_> = [60, 61, 1514, 2048].iter().map(|&len| frame(len, len)).collect();
     std::fs::write(&taken, capture(&frames)).unwrap();
     let socket = format!("hotring-dpdk-{}", std::process::id());
     let args = format!(
@@ -86,7 +86,7 @@ fn devices_of_dpdk_are_ports() {
     null(&mut pool);
     pcap(&frames);
     assert_eq!(std::fs::read(&given).unwrap().len(), capture(&frames).len());
-    assert!(std::fs::read(&given).unwrap().ends_with(&frames[4]));
+    assert!(std::fs::read(&given).unwrap().ends_with(&frames[3]));
     memif(&mut pool, &socket);
     assert_eq!(leaked(), 0, "every buffer of DPDK's is home");
     [taken, given].iter().for_each(|file| std::fs::remove_file(file).unwrap());
@@ -137,7 +137,9 @@ fn memif(pool: &mut Pool, socket: &str) {
     client.rx(&mut batch);
     for lap in 0..50 {
         let frames: Vec<_> = [60, 1514, 2048].iter().map(|&len| frame(len, lap)).collect();
-        for (from, to) in [(&mut client, &mut server), (&mut server, &mut client)] {
+        for server_sends in [false, true] {
+            let (from, to) =
+                if server_sends { (&mut server, &mut client) } else { (&mut client, &mut server) };
             frames.iter().for_each(|bytes| put(pool, bytes, &mut batch));
             assert_eq!(from.tx(&mut batch), 3, "lap {lap}");
             assert_eq!(receive(&mut **to, 3), frames, "lap {lap}");
