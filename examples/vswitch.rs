@@ -9,6 +9,11 @@
 //! - [`datapath`]: the stage of a core
 //! - [`runner`]: devices on ports, and the core that serves them
 //! - [`config`]: the file of the standalone mode
+//! - `stream`, `jsonrpc`: sockets that are never waited for; JSON-RPC
+//! - [`openflow`]: controllers and `ovs-ofctl`
+//! - `ovsdb`: the database of `ovs-vsctl`
+//! - `appctl`: `ovs-appctl`
+//! - [`manage`]: the thread that serves these
 
 pub mod flow;
 pub mod packet;
@@ -19,3 +24,9 @@ pub mod cache;
 pub mod datapath;
 pub mod runner;
 pub mod config;
+mod stream;
+mod jsonrpc;
+pub mod openflow;
+mod ovsdb;
+mod appctl;
+pub mod manage;

@@ -28,7 +28,7 @@ PACKAGES = {
 }
 VALGRIND = {"valgrind": "valgrind"}
 # Scenarios that boot nothing; the others need what scripts/lab/fetch brings.
-WITHOUT_GUESTS = ("dpdk-", "linerate-", "virtio-user-", "afxdp-", "crashes", "demo", "nic-bind")
+WITHOUT_GUESTS = ("dpdk-", "linerate-", "virtio-user-", "afxdp-", "crashes", "demo", "nic-bind", "vswitch-")
 
 
 def present(thing):
