@@ -17,6 +17,8 @@ const ACTIONS: &[&str] = &[
     "mod_nw_dst:10.9.9.9,output:2",
     "push_vlan:0x8100,set_field:4099->vlan_vid,output:3",
     "pop_vlan,output:1",
+    "mod_nw_ecn:1,output:2",
+    "mod_nw_tos:64,output:3",
     "mod_vlan_vid:7,FLOOD",
     "resubmit(,1)",
     "load:5->NXM_NX_REG0[],resubmit(,1),output:1",
@@ -69,6 +71,7 @@ fn any_packet() -> impl Strategy<Value = Key> {
                 (Field::NwDst, to),
                 (Field::TcpDst, tp),
                 (Field::NwTtl, ttl),
+                (Field::NwTos, ttl << 5 | src & 3),
             ];
             fields.iter().for_each(|(f, v)| key.lay(*f, *v));
             key

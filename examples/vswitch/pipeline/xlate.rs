@@ -236,6 +236,8 @@ impl<'w> Walk<'w> {
         for &field in COMMITTED {
             if self.flow.lie(field) != self.base.lie(field) {
                 mask.mark_raw(field, u128::MAX);
+                // All of it is written, though an action may have changed and looked at a part.
+                self.out.mask.mark_raw(field, u128::MAX);
                 key.lay(field, self.flow.lie(field));
                 self.base.lay(field, self.flow.lie(field));
             }

@@ -19,6 +19,7 @@ PORTS = 3
 TABLES, FULL_TABLES = 40, 400
 PACKETS = 10  # from each port
 BRIDGES = 20  # of one process of ours
+RENEWED = 40  # tables of one ovs-vswitchd
 SEED = 20
 
 
@@ -40,8 +41,8 @@ def need():
 class Dummy:
     """An ovs-vswitchd whose ports are fed by commands, and whose frames go to pcap files."""
 
-    def __init__(self):
-        self.folder = run_dir() / "dummy"
+    def __init__(self, number):
+        self.folder = run_dir() / f"dummy{number}"
         self.folder.mkdir()
         f = str(self.folder)
         os.environ.update(OVS_RUNDIR=f, OVS_LOGDIR=f, OVS_DBDIR=f, OVS_SYSCONFDIR=f)
@@ -242,9 +243,13 @@ def vswitch_tables(full):
     numbers, got = list(cases), {}
     for start in range(0, count, BRIDGES):
         got.update(ours({n: cases[n] for n in numbers[start:start + BRIDGES]}))
-    peer = Dummy()
-    wrong, frames = [], 0
+    peer, wrong, frames = None, [], 0
     for number, (flows, packets) in cases.items():
+        if number % RENEWED == 0:
+            # One that has made and removed hundreds of ports comes to a stop.
+            if peer:
+                peer.close()
+            peer = Dummy(number)
         wanted = peer.run(number, flows, packets)
         for p in wanted:
             frames += len(wanted[p])
