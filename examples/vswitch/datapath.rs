@@ -42,12 +42,70 @@ pub struct CoreStats {
     pub lookups: Count,
     pub miss: Count,
     pub upcall_cycles: Count,
-    /// Cycles of bursts, look-ups and upcalls within them.
+    /// Cycles of bursts: of parsing and look-ups, with most upcalls, and of actions.
     pub cycles: Count,
-    pub parse_cycles: Count,
+    pub lookup_cycles: Count,
     pub action_cycles: Count,
     pub dropped: Count,
     pub flows: Count,
+}
+
+/// What [`CoreStats`] held at a moment, or how much it grew between two.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct StageStats {
+    pub packets: u64,
+    pub bursts: u64,
+    pub recirculated: u64,
+    pub exact: u64,
+    pub signature: u64,
+    pub megaflow: u64,
+    pub lookups: u64,
+    pub miss: u64,
+    pub upcall_cycles: u64,
+    pub cycles: u64,
+    pub lookup_cycles: u64,
+    pub action_cycles: u64,
+}
+
+impl StageStats {
+    /// How much each grew since `earlier`.
+    pub fn since(self, earlier: StageStats) -> StageStats {
+        StageStats {
+            packets: self.packets - earlier.packets,
+            bursts: self.bursts - earlier.bursts,
+            recirculated: self.recirculated - earlier.recirculated,
+            exact: self.exact - earlier.exact,
+            signature: self.signature - earlier.signature,
+            megaflow: self.megaflow - earlier.megaflow,
+            lookups: self.lookups - earlier.lookups,
+            miss: self.miss - earlier.miss,
+            upcall_cycles: self.upcall_cycles - earlier.upcall_cycles,
+            cycles: self.cycles - earlier.cycles,
+            lookup_cycles: self.lookup_cycles - earlier.lookup_cycles,
+            action_cycles: self.action_cycles - earlier.action_cycles,
+        }
+    }
+}
+
+impl CoreStats {
+    /// The counters now.
+    pub fn sum(&self) -> StageStats {
+        StageStats {
+            packets: self.packets.get(),
+            bursts: self.bursts.get(),
+            recirculated: self.recirculated.get(),
+            exact: self.exact.get(),
+            signature: self.signature.get(),
+            megaflow: self.megaflow.get(),
+            lookups: self.lookups.get(),
+            miss: self.miss.get(),
+            upcall_cycles: self.upcall_cycles.get(),
+            cycles: self.cycles.get(),
+            lookup_cycles: self.lookup_cycles.get(),
+            action_cycles: self.action_cycles.get(),
+        }
+    }
 }
 
 /// The stage of a core.
@@ -246,7 +304,7 @@ impl Stage for Datapath {
             self.act_on_first(from, place, batch, out);
         }
         let end = cycles();
-        self.stats.parse_cycles.add(looked.wrapping_sub(start));
+        self.stats.lookup_cycles.add(looked.wrapping_sub(start));
         self.stats.action_cycles.add(end.wrapping_sub(looked));
         self.stats.cycles.add(end.wrapping_sub(start));
     }

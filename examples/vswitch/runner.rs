@@ -9,10 +9,10 @@ use std::time::Duration;
 use hugepages::Backing;
 use pmd::Port;
 use pmd::port::Stats;
-use pmd::worker::{Config, Worker, WorkerHandle};
+use pmd::worker::{self, Config, Worker, WorkerHandle};
 
 use super::bridge::{PortConfig, Switch};
-use super::datapath::{CoreStats, Datapath, queue_of};
+use super::datapath::{CoreStats, Datapath, StageStats, queue_of};
 use crate::devices::ports::{Maker, Rings};
 use crate::devices::vdev::Vdev;
 
@@ -42,6 +42,21 @@ pub enum RunError {
     Bridge(#[from] super::bridge::PortError),
 }
 
+/// What a core counted: its stage, and the turns it makes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CoreSum {
+    /// Packets, look-ups, upcalls.
+    pub stage: StageStats,
+    /// Turns and their cycles.
+    pub turns: worker::CoreStats,
+}
+
+impl CoreSum {
+    fn since(self, earlier: CoreSum) -> CoreSum {
+        CoreSum { stage: self.stage.since(earlier.stage), turns: self.turns.since(earlier.turns) }
+    }
+}
+
 /// A device at work.
 struct Running {
     port: Box<dyn Port>,
@@ -56,6 +71,10 @@ pub struct Runner {
     stats: Arc<CoreStats>,
     running: Arc<Mutex<BTreeMap<String, Running>>>,
     worker: WorkerHandle,
+    /// The CPU that the worker is pinned to.
+    core: Option<usize>,
+    /// What its counters showed when they were cleared.
+    cleared: Mutex<CoreSum>,
     maker: Mutex<Maker>,
     stop: Arc<AtomicBool>,
     background: Option<JoinHandle<()>>,
@@ -83,7 +102,8 @@ impl Runner {
             std::thread::spawn(move || background(&switch, &stop, &running))
         };
         let maker = Mutex::new(Maker::new(backing));
-        Ok(Runner { switch, stats, running, worker, maker, stop, background: Some(background) })
+        let cleared = Mutex::default();
+        Ok(Runner { switch, stats, running, worker, core, cleared, maker, stop, background: Some(background) })
     }
 
     /// Forwards from now on.
@@ -104,9 +124,21 @@ impl Runner {
         &self.stats
     }
 
-    /// The core.
-    pub fn worker(&self) -> &WorkerHandle {
-        &self.worker
+    /// What the core counted since the counters were cleared.
+    pub fn since_cleared(&self) -> CoreSum {
+        let cleared = *self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
+        CoreSum { stage: self.stats.sum(), turns: self.worker.counters().stats() }.since(cleared)
+    }
+
+    /// Counts from here on, for [`Runner::since_cleared`].
+    pub fn clear_core_stats(&self) {
+        let now = CoreSum { stage: self.stats.sum(), turns: self.worker.counters().stats() };
+        *self.cleared.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// The CPU that the core is pinned to; `None`: any.
+    pub fn core(&self) -> Option<usize> {
+        self.core
     }
 
     /// Makes a device from a description in the words of `--vdev`, and a port of a bridge of it. Its

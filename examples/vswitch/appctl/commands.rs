@@ -8,7 +8,7 @@ use crate::vswitch::flow::action::port;
 use crate::vswitch::flow::values::mac_text;
 use crate::vswitch::flow::{Flow, Key};
 use crate::vswitch::pipeline::rule::now_ms;
-use crate::vswitch::runner::Runner;
+use crate::vswitch::runner::{CoreSum, Runner};
 
 type Run = fn(&Runner, &[String]) -> Result<String, String>;
 
@@ -21,8 +21,9 @@ const COMMANDS: &[Command] = &[
     Command("dpctl/del-flows", "[dp]", 0, 1, del_flows),
     Command("dpctl/dump-flows", "[-m] [--names] [dp]", 0, 4, dump_flows),
     Command("dpctl/show", "[dp]", 0, 1, dpif_show),
-    Command("dpif-netdev/pmd-perf-show", "", 0, 4, pmd_stats),
+    Command("dpif-netdev/pmd-perf-show", "", 0, 4, pmd_perf),
     Command("dpif-netdev/pmd-rxq-show", "", 0, 4, rxq_show),
+    Command("dpif-netdev/pmd-stats-clear", "", 0, 4, pmd_clear),
     Command("dpif-netdev/pmd-stats-show", "", 0, 4, pmd_stats),
     Command("dpif/show", "", 0, 0, dpif_show),
     Command("fdb/flush", "[bridge]", 0, 1, fdb_flush),
@@ -154,38 +155,74 @@ fn dpif_show(runner: &Runner, _: &[String]) -> Result<String, String> {
     Ok(out)
 }
 
+fn share(n: u64, of: u64) -> f64 {
+    if of == 0 { 0.0 } else { n as f64 / of as f64 }
+}
+
+/// `pmd-stats-show`: packets and where they were looked up, since the counters were cleared.
 fn pmd_stats(runner: &Runner, _: &[String]) -> Result<String, String> {
-    let s = runner.core_stats();
-    let (packets, bursts) = (s.packets.get(), s.bursts.get());
-    let lookups = s.megaflow.get().max(1);
-    let share = |n: u64, of: u64| if of == 0 { 0.0 } else { n as f64 / of as f64 };
-    let mut out = format!("{}:\n", core_name(runner));
+    let s = runner.since_cleared();
+    let (s, turns) = (s.stage, s.turns);
+    let (busy, all) = (turns.busy_cycles, turns.busy_cycles + turns.idle_cycles);
+    let passes = s.packets + s.recirculated;
     let lines = [
-        ("packets received", packets.to_string()),
-        ("packet recirculations", s.recirculated.get().to_string()),
-        ("avg. datapath passes per packet", format!("{:.2}", share(packets + s.recirculated.get(), packets))),
-        ("phwol hits", "0".into()),
-        ("emc hits", s.exact.get().to_string()),
-        ("smc hits", s.signature.get().to_string()),
-        ("megaflow hits", s.megaflow.get().to_string()),
-        ("avg. subtable lookups per megaflow hit", format!("{:.2}", s.lookups.get() as f64 / lookups as f64)),
-        ("miss with success upcall", s.miss.get().to_string()),
-        ("miss with failed upcall", "0".into()),
-        ("avg. packets per output batch", format!("{:.2}", share(packets, bursts))),
-        ("processing cycles", s.cycles.get().to_string()),
-        ("avg processing cycles per packet", format!("{:.2}", share(s.cycles.get(), packets))),
-        ("avg parse cycles per packet", format!("{:.2}", share(s.parse_cycles.get(), packets))),
-        ("avg action cycles per packet", format!("{:.2}", share(s.action_cycles.get(), packets))),
-        ("avg cycles per upcall", format!("{:.2}", share(s.upcall_cycles.get(), s.miss.get()))),
+        ("packets received", s.packets.to_string()),
+        ("packet recirculations", s.recirculated.to_string()),
+        ("avg. datapath passes per packet", format!("{:.2}", share(passes, s.packets))),
+        ("emc hits", s.exact.to_string()),
+        ("smc hits", s.signature.to_string()),
+        ("megaflow hits", s.megaflow.to_string()),
+        ("avg. subtable lookups per megaflow hit", format!("{:.2}", share(s.lookups, s.megaflow))),
+        ("miss with success upcall", s.miss.to_string()),
+        ("avg. packets per input batch", format!("{:.2}", share(s.packets, s.bursts))),
+        ("idle cycles", format!("{} ({:.2}%)", all - busy, 100.0 * share(all - busy, all))),
+        ("processing cycles", format!("{busy} ({:.2}%)", 100.0 * share(busy, all))),
+        ("avg cycles per packet", format!("{:.2} ({all}/{})", share(all, s.packets), s.packets)),
+        ("avg processing cycles per packet", format!("{:.2} ({busy}/{})", share(busy, s.packets), s.packets)),
     ];
+    Ok(report(runner, &lines))
+}
+
+/// `pmd-perf-show`: turns, and where their cycles go.
+fn pmd_perf(runner: &Runner, _: &[String]) -> Result<String, String> {
+    let CoreSum { stage: s, turns } = runner.since_cleared();
+    let worked = turns.turns - turns.empty_turns;
+    let lookup = s.lookup_cycles.saturating_sub(s.upcall_cycles);
+    let each = |cycles: u64| format!("{:.1} cycles/pkt", share(cycles, s.packets));
+    let lines = [
+        ("Iterations", turns.turns.to_string()),
+        ("- idle iterations", turns.empty_turns.to_string()),
+        ("- busy iterations", worked.to_string()),
+        ("Rx packets", format!("{} ({:.0} cycles/pkt)", s.packets, share(turns.busy_cycles, s.packets))),
+        ("Datapath passes", (s.packets + s.recirculated).to_string()),
+        ("- EMC hits", s.exact.to_string()),
+        ("- SMC hits", s.signature.to_string()),
+        ("- Megaflow hits", format!("{} ({:.2} subtbl lookups/hit)", s.megaflow, share(s.lookups, s.megaflow))),
+        ("- Upcalls", format!("{} ({:.0} cycles/upcall)", s.miss, share(s.upcall_cycles, s.miss))),
+        ("Stage: parse, look up", each(lookup)),
+        ("Stage: upcalls", each(s.upcall_cycles)),
+        ("Stage: actions", each(s.action_cycles)),
+        ("Stage: rx, tx, receipts", each(turns.busy_cycles.saturating_sub(s.cycles))),
+    ];
+    Ok(report(runner, &lines))
+}
+
+fn pmd_clear(runner: &Runner, _: &[String]) -> Result<String, String> {
+    runner.clear_core_stats();
+    Ok(String::new())
+}
+
+fn report(runner: &Runner, lines: &[(&str, String)]) -> String {
+    let mut out = format!("{}:\n", core_name(runner));
     for (name, value) in lines {
         let _ = writeln!(out, "  {name}: {value}");
     }
-    Ok(out)
+    out
 }
 
-fn core_name(_: &Runner) -> &'static str {
-    "pmd thread numa_id 0 core_id 0"
+/// A core in the words of `ovs-vswitchd`, as far as it is pinned to one.
+fn core_name(runner: &Runner) -> String {
+    runner.core().map_or("pmd thread".into(), |core| format!("pmd thread core_id {core}"))
 }
 
 fn rxq_show(runner: &Runner, _: &[String]) -> Result<String, String> {

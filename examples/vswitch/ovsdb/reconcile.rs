@@ -16,7 +16,7 @@ use crate::vswitch::flow::action::{Action, Flow, port};
 use crate::vswitch::flow::values::mac_text;
 use crate::vswitch::openflow::adapter::ports;
 use crate::vswitch::openflow::server::{Server, Wanted};
-use crate::vswitch::pipeline::{Mirror, Tunnel, Vlan};
+use crate::vswitch::pipeline::{Mirror, Vlan};
 use crate::vswitch::runner::Runner;
 use crate::vswitch::stream::Address;
 
@@ -374,47 +374,13 @@ fn add(
             config.peer = there.map(|b| (b, peer.to_owned()));
             plain(config)
         }
-        kind @ ("vxlan" | "geneve") => match tunnel(kind, interface) {
-            Ok(tunnel) => {
-                config.tunnel = Some(tunnel);
-                plain(config)
-            }
-            Err(e) => (false, Err(e)),
-        },
+        // A port that loses whatever is sent to it is worse than none.
+        kind @ ("vxlan" | "geneve") => (false, Err(format!("{kind}: frames cannot be put into tunnels here"))),
         _ => match vdev(interface, made) {
             Ok(vdev) => (true, runner.add(&bridge.name, config, &vdev).map_err(|e| e.to_string())),
             Err(e) => (false, Err(e)),
         },
     }
-}
-
-fn tunnel(kind: &str, interface: &InterfaceConfig) -> Result<Tunnel, String> {
-    let address = |name: &str| match interface.options.get(name).map(String::as_str) {
-        None | Some("flow") => Ok(0),
-        Some(text) => text
-            .parse::<std::net::Ipv4Addr>()
-            .map(u32::from)
-            .map_err(|_| format!("options:{name}: {text} is no IPv4 address")),
-    };
-    let key =
-        match interface.options.get("key").or_else(|| interface.options.get("in_key")).map(String::as_str) {
-            None => Some(0),
-            Some("flow") => None,
-            Some(text) => Some(text.parse().map_err(|_| format!("options:key: {text} is no number"))?),
-        };
-    let usual = if kind == "geneve" { 6081 } else { 4789 };
-    let port = interface
-        .options
-        .get("dst_port")
-        .map_or(Ok(usual), |t| t.parse())
-        .map_err(|_| "options:dst_port is no port")?;
-    Ok(Tunnel {
-        geneve: kind == "geneve",
-        remote: address("remote_ip")?,
-        local: address("local_ip")?,
-        key,
-        port,
-    })
 }
 
 /// An interface in the words of `--vdev`, under a number of its own.

@@ -269,7 +269,8 @@ def commands(ours):
     ours.ofctl(13, "add-flow", "priority=9,ip,nw_dst=1.2.3.4,actions=mod_dl_dst:00:00:00:00:00:07,output:2")
     said = ours.appctl("ofproto/trace", "br0", "in_port=1,ip,nw_dst=1.2.3.4")
     check("priority 9" in said and "Datapath actions:" in said, f"ofproto/trace says {said}")
-    wanted = {"dpif/show": "p1 1/", "dpif-netdev/pmd-rxq-show": "port: p2", "dpif-netdev/pmd-perf-show": "packets received",
+    wanted = {"dpif/show": "p1 1/", "dpif-netdev/pmd-rxq-show": "port: p2", "dpif-netdev/pmd-perf-show": "Rx packets",
+              "dpif-netdev/pmd-stats-clear": "", "dpif-netdev/pmd-stats-show": "packets received: ",
               "upcall/show": "flows", "list-commands": "ofproto/trace", "version": "vswitch"}
     for command, part in wanted.items():
         check(part in ours.appctl(command), f"{command} does not say {part!r}")
