@@ -103,7 +103,17 @@ impl Runner {
         };
         let maker = Mutex::new(Maker::new(backing));
         let cleared = Mutex::default();
-        Ok(Runner { switch, stats, running, worker, core, cleared, maker, stop, background: Some(background) })
+        Ok(Runner {
+            switch,
+            stats,
+            running,
+            worker,
+            core,
+            cleared,
+            maker,
+            stop,
+            background: Some(background),
+        })
     }
 
     /// Forwards from now on.

@@ -197,7 +197,10 @@ fn pmd_perf(runner: &Runner, _: &[String]) -> Result<String, String> {
         ("Datapath passes", (s.packets + s.recirculated).to_string()),
         ("- EMC hits", s.exact.to_string()),
         ("- SMC hits", s.signature.to_string()),
-        ("- Megaflow hits", format!("{} ({:.2} subtbl lookups/hit)", s.megaflow, share(s.lookups, s.megaflow))),
+        (
+            "- Megaflow hits",
+            format!("{} ({:.2} subtbl lookups/hit)", s.megaflow, share(s.lookups, s.megaflow)),
+        ),
         ("- Upcalls", format!("{} ({:.0} cycles/upcall)", s.miss, share(s.upcall_cycles, s.miss))),
         ("Stage: parse, look up", each(lookup)),
         ("Stage: upcalls", each(s.upcall_cycles)),

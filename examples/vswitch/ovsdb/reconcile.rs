@@ -375,7 +375,9 @@ fn add(
             plain(config)
         }
         // A port that loses whatever is sent to it is worse than none.
-        kind @ ("vxlan" | "geneve") => (false, Err(format!("{kind}: frames cannot be put into tunnels here"))),
+        kind @ ("vxlan" | "geneve") => {
+            (false, Err(format!("{kind}: frames cannot be put into tunnels here")))
+        }
         _ => match vdev(interface, made) {
             Ok(vdev) => (true, runner.add(&bridge.name, config, &vdev).map_err(|e| e.to_string())),
             Err(e) => (false, Err(e)),

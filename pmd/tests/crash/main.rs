@@ -185,13 +185,18 @@ impl<R: Ring> Guest<R> {
         let _ = self.receive.publish();
     }
 
+    /// Frames that are under way: none, if those that a killed device had delivered came once more.
+    fn under_way(&self) -> u64 {
+        self.sent.saturating_sub(self.returned)
+    }
+
     /// Sends what there is room for, takes what came back.
     fn turn(&mut self) {
         while let Some(used) = self.transmit.used().expect("every frame that was sent comes back once") {
             self.free.push(std::mem::take(&mut self.sending[usize::from(used.id)]));
         }
         while self.transmit.free() > 2
-            && self.sent - self.returned < self.window
+            && self.under_way() < self.window
             && let Some(addr) = self.free.pop()
         {
             let at = (addr - GUEST) as usize / 8;
