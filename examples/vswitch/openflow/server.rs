@@ -192,13 +192,17 @@ impl Server {
         passive.chain(self.actives.iter_mut().filter_map(|a| a.connection.as_mut()))
     }
 
+    /// Takes as many as there is room for: those that wait may find room in the next turn, when the ones that are
+    /// over have gone. Refuses them when nobody went.
     fn accept(&mut self, now: Instant) {
         let mut count = self.connections_mut().count();
+        let full = count >= CONNECTIONS;
         for passive in &mut self.passives {
             let origin = if passive.wanted.is_some() { Origin::Controller } else { Origin::Service };
             let probe = passive.wanted.as_ref().map_or(Duration::ZERO, |w| w.probe);
-            while let Some(stream) = passive.listener.accept() {
-                if count >= CONNECTIONS {
+            while full || count < CONNECTIONS {
+                let Some(stream) = passive.listener.accept() else { break };
+                if full {
                     warn!("openflow: {}: {CONNECTIONS} connections are all there may be", passive.target);
                     continue;
                 }
