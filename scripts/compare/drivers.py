@@ -41,8 +41,7 @@ class Linerate:
         driver = Process(command, "driver")
         time.sleep(FIRST_S)
         before = take_cores(device, running, driver)
-        os.waitid(os.P_PID, driver.child.pid, os.WEXITED | os.WNOWAIT)
-        own = [own_core(side.child.pid, since) for side, since in before]
+        own = own_until(driver, before)
         status = driver.wait(10)
         place.check(status == 0, f"linerate left with {status}: {driver.tail()}")
         seen = json.loads(driver.seen.decode().splitlines()[-1])
@@ -86,7 +85,7 @@ class VirtioUser:
         sides = ((running, at_device), (driver, at_driver))
         cleared = [(side.cmd("clear fwd stats all"), time.monotonic())[1] for side, _ in sides]
         mpps, theirs = self._rates(sides, args.seconds)
-        own = [own_core(side.child.pid, since) for side, since in before]
+        own = [own_core(side.child.pid, since)[1] for side, since in before]
         busy = [busy_share(side, since) for (side, _), since in zip(sides, cleared)]
         lost = running.dropped() + driver.dropped() if forward == "io" else 0
         driver.cmd("stop")
@@ -102,6 +101,19 @@ class VirtioUser:
         time.sleep(seconds)
         last = [(side.total(key), time.monotonic()) for side, key in sides]
         return [(b - a) / (tb - ta) / 1e6 for (a, ta), (b, tb) in zip(first, last)]
+
+
+def own_until(driver, before):
+    """The share of its core that each side had until the driver ended. Its polling thread ends before it does: what is
+    seen at the end is not the last, but that in which the busiest thread had run longest."""
+    most = [(0, 0.0) for _ in before]
+    while os.waitid(os.P_PID, driver.child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        time.sleep(0.05)
+        try:
+            most = [max(seen, own_core(side.child.pid, since)) for seen, (side, since) in zip(most, before)]
+        except OSError:
+            pass  # a thread that ended while it was looked at
+    return [share for _, share in most]
 
 
 def take_cores(device, running, driver):

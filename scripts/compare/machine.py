@@ -43,11 +43,11 @@ def on_core(pid):
 
 
 def own_core(pid, since):
-    """The share of the time since `since` (what `on_core` said) in which the busiest thread, the one that polls, had
-    its core."""
+    """How long the busiest thread, the one that polls, ran since `since` (what `on_core` said), in ns, and the share of
+    that time in which it had its core."""
     now = on_core(pid)
     ran, waited = max(tuple(b - a for a, b in zip(since.get(t, (0, 0)), now[t])) for t in now)
-    return ran / (ran + waited) if ran + waited else 0.0
+    return ran, ran / (ran + waited) if ran + waited else 0.0
 
 
 def facts():
