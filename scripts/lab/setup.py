@@ -1,5 +1,6 @@
 """What the tests ask of the machine, installed and reserved here when the suite runs as root."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -53,7 +54,10 @@ def ready(tests):
     wanted = PACKAGES if interop else {}
     if any(t.name == "instructions" for t in tests):
         wanted = wanted | VALGRIND
-    missing = sorted({package for thing, package in wanted.items() if not present(thing)})
+    missing = {package for thing, package in wanted.items() if not present(thing)}
+    if interop and importlib.util.find_spec("ensurepip") is None:
+        missing.add("python3-venv")  # Debian's Python comes without what makes virtual environments
+    missing = sorted(missing)
     if not interop and not missing:
         return
     print("--- set-up", flush=True)
