@@ -48,21 +48,6 @@ impl Vlan {
     }
 }
 
-/// What a tunnel port puts around a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tunnel {
-    /// Geneve, not VXLAN.
-    pub geneve: bool,
-    /// The other end; 0: the flow says.
-    pub remote: u32,
-    /// This end.
-    pub local: u32,
-    /// The network's number; `None`: the flow says.
-    pub key: Option<u64>,
-    /// UDP port.
-    pub port: u16,
-}
-
 /// A port of a bridge.
 #[derive(Debug)]
 pub struct Port {
@@ -84,8 +69,6 @@ pub struct Port {
     pub up: AtomicBool,
     /// The bridge and the port at the other end of a patch.
     pub peer: Option<(usize, u32)>,
-    /// A tunnel.
-    pub tunnel: Option<Tunnel>,
     /// NORMAL sends nothing here but copies: a mirror's port.
     pub mirror_output: bool,
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Event, PortChange, Switch};
 use crate::vswitch::flow::action::port;
-use crate::vswitch::pipeline::{Bridge, Mirror, Port, Tunnel, Vlan, World};
+use crate::vswitch::pipeline::{Bridge, Mirror, Port, Vlan, World};
 
 /// A port to be added.
 #[derive(Clone, Debug)]
@@ -19,21 +19,12 @@ pub struct PortConfig {
     pub vlan: Vlan,
     /// Bridge and port at the other end of a patch, by name.
     pub peer: Option<(String, String)>,
-    /// A tunnel.
-    pub tunnel: Option<Tunnel>,
 }
 
 impl PortConfig {
     /// A port that takes part in all VLANs.
     pub fn new(name: &str) -> PortConfig {
-        PortConfig {
-            name: name.into(),
-            number: None,
-            mac: [0; 6],
-            vlan: Vlan::Trunk(Vec::new()),
-            peer: None,
-            tunnel: None,
-        }
+        PortConfig { name: name.into(), number: None, mac: [0; 6], vlan: Vlan::Trunk(Vec::new()), peer: None }
     }
 }
 
@@ -102,7 +93,6 @@ impl Switch {
             no_forward: false,
             up: AtomicBool::new(true),
             peer: None,
-            tunnel: config.tunnel,
             mirror_output: false,
         };
         b.ports.insert(number, port);

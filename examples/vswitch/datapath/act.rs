@@ -110,11 +110,6 @@ impl Datapath {
                     self.output(*dp, packet, rest, last, out);
                     packet.truncate = None;
                 }
-                Op::Tunnel(dp, key) => {
-                    // Its headers are made where the underlay is known.
-                    let _ = (dp, key);
-                    self.stats.dropped.add(1);
-                }
                 Op::Trunc(len) => packet.truncate = Some(*len),
                 Op::Controller(to) => {
                     let data = packet.bytes(rest);

@@ -14,8 +14,6 @@ use crate::vswitch::flow::{Key, Mask};
 pub enum Op {
     /// To a port.
     Output(u32),
-    /// Out of a tunnel port: the tunnel's fields of the key, as they are then, make its headers.
-    Tunnel(u32, Box<Key>),
     /// Only so many bytes go to the next output.
     Trunc(u32),
     /// Sets the bits of the mask.
@@ -80,7 +78,6 @@ impl PartialEq for Op {
     fn eq(&self, other: &Op) -> bool {
         match (self, other) {
             (Op::Output(a), Op::Output(b)) => a == b,
-            (Op::Tunnel(a, k), Op::Tunnel(b, l)) => a == b && k == l,
             (Op::Trunc(a), Op::Trunc(b)) | (Op::Recirc(a), Op::Recirc(b)) => a == b,
             (Op::Set(a), Op::Set(b)) => a == b,
             (Op::PushVlan(a, b), Op::PushVlan(c, d)) => (a, b) == (c, d),
@@ -107,11 +104,6 @@ pub fn ops_text(ops: &[Op]) -> String {
 fn op_text(op: &Op) -> String {
     match op {
         Op::Output(port) => port.to_string(),
-        Op::Tunnel(port, key) => format!(
-            "set(tunnel(tun_id={},dst={},ttl=64,tp_dst=4789,flags(df|key))),{port}",
-            hex(key.lie(Field::TunId)),
-            ipv4_text(key.lie(Field::TunDst) as u32, u32::MAX)
-        ),
         Op::Trunc(len) => format!("trunc({len})"),
         Op::Set(set) => set_text(&set.0, &set.1),
         Op::PushVlan(kind, tci) => {

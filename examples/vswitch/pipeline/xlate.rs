@@ -288,20 +288,6 @@ impl<'w> Walk<'w> {
             return self.patch(bridge, peer);
         }
         self.mirror_out(number);
-        if let Some(tunnel) = &port.tunnel {
-            let mut key = self.flow;
-            if tunnel.remote != 0 {
-                key.lay(Field::TunDst, tunnel.remote.into());
-            }
-            if let Some(id) = tunnel.key {
-                key.lay(Field::TunId, id.into());
-            }
-            self.out.mask.mark(Field::TunId);
-            self.out.mask.mark(Field::TunDst);
-            self.commit();
-            self.push_output(Op::Tunnel(port.dp, Box::new(tunnel_key(&key))));
-            return;
-        }
         self.commit();
         self.push_output(Op::Output(port.dp));
     }
@@ -337,15 +323,6 @@ impl<'w> Walk<'w> {
         (self.flow, self.action_set, self.stack) = (flow, set, stack);
         (self.exit, self.unlabelled) = (exit, unlabelled);
     }
-}
-
-/// What a tunnel's headers are made of.
-fn tunnel_key(key: &Key) -> Key {
-    let mut out = Key::default();
-    for field in [Field::TunId, Field::TunSrc, Field::TunDst, Field::TunTos, Field::TunTtl] {
-        out.lay(field, key.lie(field));
-    }
-    out
 }
 
 /// Fields that are written to the packet when they differ: each bit once.

@@ -351,7 +351,7 @@ impl Walk<'_> {
 
     /// Adds what is done on a copy: as it is, where it does not change the packet.
     pub(super) fn nest(&mut self, inner: Vec<Op>) {
-        if inner.iter().all(|op| matches!(op, Op::Output(_) | Op::Tunnel(..) | Op::Controller(_))) {
+        if inner.iter().all(|op| matches!(op, Op::Output(_) | Op::Controller(_))) {
             self.out.ops.extend(inner);
         } else {
             self.out.ops.push(Op::Clone(inner));
