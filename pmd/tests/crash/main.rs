@@ -5,6 +5,7 @@
 //!
 //! `HOTRING_CRASHES=1000 cargo test --test crash` does it so often; without, each test does it forty times.
 
+mod pause;
 mod takeover;
 
 use std::fs::File;
@@ -37,6 +38,8 @@ const NUM: u16 = 128;
 const HDR: u64 = 12;
 /// Names the socket to the process that is the device.
 const SOCKET: &str = "HOTRING_CRASH_SOCKET";
+/// How long the core of that process sleeps after each turn, in steps of 10 ms.
+const SLEEP: &str = "HOTRING_CRASH_SLEEP";
 
 fn crashes() -> usize {
     std::env::var("HOTRING_CRASHES").ok().and_then(|n| n.parse().ok()).unwrap_or(40)
@@ -47,6 +50,7 @@ fn crashes() -> usize {
 fn device() {
     let Some(path) = std::env::var_os(SOCKET) else { return };
     let parent = std::os::unix::process::parent_id();
+    let steps = std::env::var(SLEEP).map_or(0, |steps| steps.parse().unwrap());
     let server = Server::start().unwrap();
     let config = Config::new(Socket::Listen(PathBuf::from(path)));
     let mut port = Vhost::new("vhost0", config, &server.handle()).unwrap();
@@ -61,6 +65,7 @@ fn device() {
             }
             queue.reap(&mut loans);
             queue.settle(&mut loans);
+            (0..steps).for_each(|_| std::thread::sleep(Duration::from_millis(10)));
         }
         std::thread::yield_now();
     }

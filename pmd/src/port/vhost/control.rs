@@ -33,7 +33,7 @@ use crate::vring::{AnyVring, RingLayout, Vring, Way};
 /// a port may wait in vain in [`PATIENCE_PERIOD`], since other ports wait with them.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A port that has used up its patience gets it back after so long.
-const PATIENCE_PERIOD: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE_PERIOD: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 20 });
 
 /// How long a message waits at the least for a ring that runs, whatever messages before it waited in vain: those
 /// may have been another front-end's. Longer than packets are parked: what an `INVALIDATE` is refused for may be
@@ -255,7 +255,7 @@ impl Control {
         for ring in 0..self.rings.len() {
             if self.rings[ring] == Place::Late && self.translated[ring].is_some() {
                 // Late for an `INVALIDATE`; it may have come since.
-                let _ = self.take_waiting(ring as u16, Duration::ZERO);
+                let _ = self.take_waiting(ring as u16, &mut Duration::default());
             }
             if self.rings[ring] == Place::Waiting
                 && let Some(setup) = self.translated[ring].clone()
@@ -269,10 +269,10 @@ impl Control {
     /// Takes rings home that have an area there, until it is known again where it is; then as
     /// [`Host::invalidate`].
     fn forget(&mut self, range: (u64, u64)) -> Result<(), HostError> {
-        let since = Instant::now();
         // A guest takes back thousands of addresses a second, and each waits for a turn of a core: only waits
         // in vain count against what other ports bear.
-        let patience = self.patience.left(since).max(LEAST_PATIENCE);
+        let patience = self.patience.left(Instant::now()).max(LEAST_PATIENCE);
+        let mut left = patience;
         let rings = 0..self.rings.len() as u16;
         let running = |control: &Control, ring: u16| {
             let at = usize::from(ring);
@@ -285,28 +285,27 @@ impl Control {
             if touched {
                 self.door(ring).away(side(ring));
                 // Asked here, waited for below.
-                let _ = self.take_waiting(ring, Duration::ZERO);
+                let _ = self.take_waiting(ring, &mut Duration::default());
             }
         }
         let mut all = Ok(());
         for (ring, touched) in rings {
-            let left = patience.saturating_sub(since.elapsed());
-            let gone = self.door(ring).left(side(ring), left).map_err(late);
+            let gone = self.door(ring).left(side(ring), &mut left).map_err(late);
             let home = if touched && self.rings[usize::from(ring)] != Place::Waiting {
-                self.take_waiting(ring, patience.saturating_sub(since.elapsed()))
+                self.take_waiting(ring, &mut left)
             } else {
                 Ok(())
             };
             all = all.and(gone).and(home);
         }
         if all.is_err() {
-            self.patience.spend(since.elapsed());
+            self.patience.spend(patience - left);
         }
         all
     }
 
     /// Takes a ring that is to go on when its areas are known again.
-    fn take_waiting(&mut self, ring: u16, patience: Duration) -> Result<(), HostError> {
+    fn take_waiting(&mut self, ring: u16, patience: &mut Duration) -> Result<(), HostError> {
         let home = self.take(ring, patience)?;
         if let Some(setup) = &mut self.translated[usize::from(ring)] {
             setup.base = home.ring.base();
@@ -335,7 +334,7 @@ impl Control {
     }
 
     /// Asks for a ring. One that comes is at home, whatever it was before.
-    fn take(&mut self, ring: u16, patience: Duration) -> Result<Ring, HostError> {
+    fn take(&mut self, ring: u16, patience: &mut Duration) -> Result<Ring, HostError> {
         let home = self.door(ring).take(side(ring), patience);
         self.rings[usize::from(ring)] = if home.is_ok() { Place::Home } else { Place::Late };
         home.map_err(late)
@@ -348,29 +347,28 @@ impl Control {
 
     /// How long may be waited for these rings, all together. One that was waited for in vain before has no more
     /// than is left.
-    fn patience(&mut self, mut rings: impl Iterator<Item = u16>, now: Instant) -> Duration {
+    fn patience(&mut self, mut rings: impl Iterator<Item = u16>) -> Duration {
         let runs = rings.any(|ring| self.place(ring) == Place::Running);
-        self.patience.left(now).max(if runs { LEAST_PATIENCE } else { Duration::ZERO })
+        self.patience.left(Instant::now()).max(if runs { LEAST_PATIENCE } else { Duration::ZERO })
     }
 
     /// Tells rings where to log and waits until they do.
     fn log(&mut self, rings: impl Iterator<Item = u16>) -> Result<(), HostError> {
-        let since = Instant::now();
         let away = |ring: &u16| matches!(self.rings[usize::from(*ring)], Place::Running | Place::Late);
         let out: Vec<u16> = rings.filter(away).collect();
         for &ring in &out {
             self.door(ring).log(side(ring), self.logging.target(ring));
         }
         let mut all = Ok(());
-        let patience = self.patience(out.iter().copied(), since);
+        let patience = self.patience(out.iter().copied());
+        let mut left = patience;
         for ring in out {
-            let left = patience.saturating_sub(since.elapsed());
-            if let Err(stuck) = self.door(ring).logs(side(ring), left) {
+            if let Err(stuck) = self.door(ring).logs(side(ring), &mut left) {
                 all = Err(late(stuck));
             }
         }
         if all.is_err() {
-            self.patience.spend(since.elapsed());
+            self.patience.spend(patience - left);
         }
         all
     }
@@ -447,23 +445,21 @@ impl Control {
 
     /// Has all rings serve the guest as it asked to be served.
     fn order_all(&mut self) -> Result<(), HostError> {
-        let since = Instant::now();
         let out =
             (0..self.rings.len() as u16).filter(|ring| self.rings[usize::from(*ring)] == Place::Running);
         for ring in out.clone() {
             self.door(ring).order(side(ring), self.commands.orders(ring));
         }
         // They all run.
-        let patience = self.patience.left(since).max(LEAST_PATIENCE);
-        let mut all = Ok(());
+        let patience = self.patience.left(Instant::now()).max(LEAST_PATIENCE);
+        let (mut left, mut all) = (patience, Ok(()));
         for ring in out {
-            let left = patience.saturating_sub(since.elapsed());
-            if let Err(stuck) = self.door(ring).obeys(side(ring), left) {
+            if let Err(stuck) = self.door(ring).obeys(side(ring), &mut left) {
                 all = Err(late(stuck));
             }
         }
         if all.is_err() {
-            self.patience.spend(since.elapsed());
+            self.patience.spend(patience - left);
         }
         all
     }
@@ -589,7 +585,14 @@ impl Host for Control {
             ));
         }
         if self.rings[usize::from(index)] == Place::Late {
-            drop(self.take(index, Duration::ZERO)?);
+            // The front-end has it begin anew after it was told that the ring did not come: it may come now.
+            let patience = self.patience(std::iter::once(index));
+            let mut left = patience;
+            let home = self.take(index, &mut left);
+            if home.is_err() {
+                self.patience.spend(patience - left);
+            }
+            drop(home?);
         }
         let translated = setup.features & v::F_ACCESS_PLATFORM != 0;
         self.translated[usize::from(index)] = translated.then(|| setup.clone());
@@ -600,15 +603,15 @@ impl Host for Control {
     }
 
     fn stop(&mut self, rings: &[u16]) -> Vec<Result<u32, HostError>> {
-        let since = Instant::now();
-        let patience = self.patience(rings.iter().copied(), since);
+        let patience = self.patience(rings.iter().copied());
+        let mut left = patience;
         // All are asked before any is waited for: their cores answer at the same time. Those from the
         // guest first, so that what it sends to itself still arrives.
         let mut asked: Vec<_> = rings.iter().map(|_| None).collect();
         for from in [Side::FromGuest, Side::ToGuest] {
             for (&ring, home) in rings.iter().zip(&mut asked).filter(|(ring, _)| side(**ring) == from) {
                 if !self.attends(ring) && self.place(ring) != Place::Waiting {
-                    *home = self.take(ring, Duration::ZERO).ok();
+                    *home = self.take(ring, &mut Duration::default()).ok();
                 }
             }
         }
@@ -626,8 +629,7 @@ impl Host for Control {
                 bases.push(Ok(setup.base));
                 continue;
             }
-            let left = patience.saturating_sub(since.elapsed());
-            let home = home.map_or_else(|| self.take(ring, left), Ok);
+            let home = home.map_or_else(|| self.take(ring, &mut left), Ok);
             match &home {
                 Ok(home) => debug!("{}: stopped at {:#x}", home.name, home.ring.base()),
                 Err(late) => say!(self.lines, warn, "{}: {late}", self.ring_name(ring)),
@@ -635,7 +637,7 @@ impl Host for Control {
             bases.push(home.map(|home| home.ring.base()));
         }
         if bases.iter().any(Result::is_err) {
-            self.patience.spend(since.elapsed());
+            self.patience.spend(patience - left);
         }
         // A front-end whose device is stopped tells no more what is nowhere.
         if !self.rings.iter().any(|place| matches!(place, Place::Running | Place::Waiting)) {

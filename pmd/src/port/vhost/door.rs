@@ -66,6 +66,10 @@ struct Board {
     herald: Option<Herald>,
 }
 
+/// The most that one wait takes of somebody's patience, however long it was: while the process is stopped, or has no
+/// processor, no queue can answer.
+const STEP: Duration = Duration::from_millis(10);
+
 /// Changes that wait for one queue; of more, it is told to forget what it knows instead.
 const MAX_CHANGES: usize = 4096;
 
@@ -131,6 +135,18 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Board> {
         self.board.lock().expect("no holder panics")
     }
+
+    /// Waits for an answer, one [`STEP`] of what is left of somebody's patience; `None`: nothing is.
+    fn wait<'b>(&self, board: MutexGuard<'b, Board>, left: &mut Duration) -> Option<MutexGuard<'b, Board>> {
+        let step = STEP.min(*left);
+        if step.is_zero() {
+            return None;
+        }
+        let since = Instant::now();
+        let board = self.answered.wait_timeout(board, step).expect("no holder panics").0;
+        *left -= since.elapsed().min(step);
+        Some(board)
+    }
 }
 
 /// The control side's half.
@@ -181,12 +197,13 @@ impl Door {
         self.0.knock.knock();
     }
 
-    /// Takes a ring that was given home, all its buffers settled; waits for that up to `patience`.
+    /// Takes a ring that was given home, all its buffers settled; waits for that, and takes from `patience` what it
+    /// waits.
     ///
     /// # Errors
     /// [`Stuck`]: some buffers are still out. The ring has stopped lending; ask again.
-    pub(crate) fn take(&self, side: Side, patience: Duration) -> Result<Ring, Stuck> {
-        let (since, i) = (Instant::now(), side as usize);
+    pub(crate) fn take(&self, side: Side, patience: &mut Duration) -> Result<Ring, Stuck> {
+        let (waited_ms, i) = (patience.as_millis(), side as usize);
         let mut board = self.0.lock();
         board.wanted[i] = true;
         self.0.knock.knock();
@@ -195,10 +212,8 @@ impl Door {
                 board.wanted[i] = false;
                 return Ok(ring);
             }
-            let Some(left) = patience.checked_sub(since.elapsed()) else {
-                return Err(Stuck { waited_ms: patience.as_millis(), lent: board.lent[i] });
-            };
-            board = self.0.answered.wait_timeout(board, left).expect("no holder panics").0;
+            let stuck = Stuck { waited_ms, lent: board.lent[i] };
+            board = self.0.wait(board, patience).ok_or(stuck)?;
         }
     }
 
@@ -217,23 +232,21 @@ impl Door {
     ///
     /// # Errors
     /// [`Stuck`]: its queue has not looked.
-    pub(crate) fn logs(&self, side: Side, patience: Duration) -> Result<(), Stuck> {
+    pub(crate) fn logs(&self, side: Side, patience: &mut Duration) -> Result<(), Stuck> {
         self.wait(side, patience, |board, i| board.unlogged[i])
     }
 
     fn wait(
         &self,
         side: Side,
-        patience: Duration,
+        patience: &mut Duration,
         unanswered: impl Fn(&Board, usize) -> bool,
     ) -> Result<(), Stuck> {
-        let (since, i) = (Instant::now(), side as usize);
+        let (waited_ms, i) = (patience.as_millis(), side as usize);
         let mut board = self.0.lock();
         while unanswered(&board, i) {
-            let Some(left) = patience.checked_sub(since.elapsed()) else {
-                return Err(Stuck { waited_ms: patience.as_millis(), lent: board.lent[i] });
-            };
-            board = self.0.answered.wait_timeout(board, left).expect("no holder panics").0;
+            let stuck = Stuck { waited_ms, lent: board.lent[i] };
+            board = self.0.wait(board, patience).ok_or(stuck)?;
         }
         Ok(())
     }
@@ -253,7 +266,7 @@ impl Door {
     ///
     /// # Errors
     /// [`Stuck`]: its queue has not looked.
-    pub(crate) fn obeys(&self, side: Side, patience: Duration) -> Result<(), Stuck> {
+    pub(crate) fn obeys(&self, side: Side, patience: &mut Duration) -> Result<(), Stuck> {
         self.wait(side, patience, |board, i| board.unheard[i])
     }
 
@@ -287,7 +300,7 @@ impl Door {
     ///
     /// # Errors
     /// [`Stuck`]: some buffers there are still out.
-    pub(crate) fn left(&self, side: Side, patience: Duration) -> Result<(), Stuck> {
+    pub(crate) fn left(&self, side: Side, patience: &mut Duration) -> Result<(), Stuck> {
         self.wait(side, patience, |board, i| board.leaving[i].is_some())
     }
 
