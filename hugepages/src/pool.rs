@@ -10,12 +10,18 @@ use crate::table::Table;
 /// Most frames a pool holds: their numbers are 16 bits wide.
 pub const MAX_FRAMES: usize = 1 << 16;
 
+/// Where in its line a frame for packets begins: where a packet does behind a net header in a guest's buffer, so
+/// that the loads and the stores of a copy from one to the other are both aligned (4 to 8 % of a long one).
+const LEAD: u32 = 12;
+
 /// Frames of one size in one mapping of our own. The frame that came home last is lent first, while
 /// it is warm in the cache.
 #[derive(Debug)]
 pub struct Pool {
     lender: Lender,
     frame: u32,
+    /// Where the first one begins.
+    first: u32,
     free: Vec<u16>,
 }
 
@@ -26,13 +32,34 @@ impl Pool {
     /// # Errors
     /// When no memory can be had at all.
     pub fn new(frames: usize, frame: u32, backing: Backing) -> Result<(Pool, Option<MapError>), MapError> {
+        Pool::from_byte(0, frames, frame, backing)
+    }
+
+    /// The same, of frames that packets are made in to be copied to guests: none begins where a line does.
+    ///
+    /// # Errors
+    /// As for [`Pool::new`].
+    pub fn for_packets(
+        frames: usize,
+        frame: u32,
+        backing: Backing,
+    ) -> Result<(Pool, Option<MapError>), MapError> {
+        Pool::from_byte(LEAD, frames, frame, backing)
+    }
+
+    fn from_byte(
+        first: u32,
+        frames: usize,
+        frame: u32,
+        backing: Backing,
+    ) -> Result<(Pool, Option<MapError>), MapError> {
         let frames = frames.clamp(1, MAX_FRAMES);
         let frame = frame.max(64).next_multiple_of(64);
-        let (map, fallback) = Map::shared_or_base(frames * frame as usize, backing)?;
+        let (map, fallback) = Map::shared_or_base(frames * frame as usize + first as usize, backing)?;
         let lender = Lender::new(Table::of(map));
         // Lowest number on top of the stack.
         let free = (0..frames).rev().map(|i| i as u16).collect();
-        Ok((Pool { lender, frame, free }, fallback))
+        Ok((Pool { lender, frame, first, free }, fallback))
     }
 
     /// Bytes in a frame.
@@ -67,7 +94,7 @@ impl Pool {
     #[inline(always)]
     pub fn take(&mut self) -> Option<Buf> {
         let id = self.free.pop()?;
-        let gpa = u64::from(id) * u64::from(self.frame);
+        let gpa = u64::from(id) * u64::from(self.frame) + u64::from(self.first);
         Some(self.lender.lend_writable(gpa, self.frame, id).expect("every frame lies in the mapping"))
     }
 
@@ -75,12 +102,12 @@ impl Pool {
     /// and fit; how many.
     #[inline]
     pub fn take_run(&mut self, n: usize, len: u32, out: &mut Batch<Buf>) -> usize {
-        let Pool { lender, frame, free } = self;
+        let Pool { lender, frame, first, free } = self;
         let len = len.min(*frame);
         let mut ids = free.iter().rev();
         let n = lender.lend_run::<true>(out, n.min(ids.len()), || {
             let id = *ids.next()?;
-            Some((u64::from(id) * u64::from(*frame), len, id))
+            Some((u64::from(id) * u64::from(*frame) + u64::from(*first), len, id))
         });
         free.truncate(free.len() - n);
         n
@@ -126,6 +153,19 @@ mod tests {
                 assert_eq!(buf.peek::<u64>(120), Some(i as u64));
                 pool.settle(buf.finish(0));
             }
+        }
+    }
+
+    #[test]
+    fn frames_for_packets_begin_in_a_line_where_packets_do_in_a_guests_buffer() {
+        let (mut pool, _) = Pool::for_packets(2, 64, Backing { page: PageSize::Base, node: None }).unwrap();
+        let mut run = Batch::default();
+        assert_eq!(pool.take_run(1, 64, &mut run), 1);
+        let bufs = [run.pop_front().unwrap(), pool.take().unwrap()];
+        assert_eq!(bufs.each_ref().map(|buf| (buf.iova() % 64, buf.len())), [(12, 64), (12, 64)]);
+        assert_eq!(bufs[1].iova() - bufs[0].iova(), 64);
+        for buf in bufs {
+            pool.settle(buf.finish(0));
         }
     }
 

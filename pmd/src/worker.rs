@@ -150,7 +150,7 @@ impl Worker {
     /// only a warning.
     pub fn spawn(config: Config, stage: Box<dyn Stage>) -> Result<WorkerHandle, WorkerError> {
         let Config { name, core, burst, frames, frame, large_frames, backing, idle_sleep } = config;
-        let pool = |n, bytes| match Pool::new(n, bytes, backing) {
+        let pool = |n, bytes| match Pool::for_packets(n, bytes, backing) {
             Ok((pool, fallback)) => {
                 if let Some(why) = fallback {
                     tracing::warn!("worker {name}: frames in ordinary pages: {why}");

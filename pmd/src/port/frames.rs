@@ -2,7 +2,7 @@
 
 use std::sync::Once;
 
-use hugepages::{Backing, Buf, Offload, Pool};
+use hugepages::{Backing, Buf, MapError, Offload, Pool};
 
 use crate::offload::segment::{Segment, Segments};
 use crate::offload::{self, Patch};
@@ -16,9 +16,17 @@ pub const FRAMES: usize = 2048;
 /// A pool of `frames` frames of `size` bytes for a queue of `port`. The first that must do without
 /// huge pages says so, once for the process.
 pub(crate) fn pool(port: &str, frames: usize, size: u32, backing: Backing) -> Result<Pool, PortError> {
+    told(port, Pool::new(frames, size, backing))
+}
+
+/// The same, of frames that packets are made in.
+pub(crate) fn packets(port: &str, frames: usize, size: u32, backing: Backing) -> Result<Pool, PortError> {
+    told(port, Pool::for_packets(frames, size, backing))
+}
+
+fn told(port: &str, made: Result<(Pool, Option<MapError>), MapError>) -> Result<Pool, PortError> {
     static TOLD: Once = Once::new();
-    let (pool, fallback) = Pool::new(frames, size, backing)
-        .map_err(|source| PortError::Memory { port: port.to_owned(), source })?;
+    let (pool, fallback) = made.map_err(|source| PortError::Memory { port: port.to_owned(), source })?;
     if let Some(why) = fallback {
         TOLD.call_once(|| tracing::warn!("port {port}: ordinary pages are used: {why}"));
     }

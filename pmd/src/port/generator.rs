@@ -153,7 +153,7 @@ impl Generator {
         };
         let largest = *config.sizes.iter().max().expect("not empty");
         Ok(GeneratorQueue {
-            pool: frames::pool(&self.name, config.frames, largest, config.backing)?,
+            pool: frames::packets(&self.name, config.frames, largest, config.backing)?,
             stream,
             pace: Pace::new(config.rate.map(|rate| rate as f64 / f64::from(queues))),
             limit: config.count.map_or(u64::MAX, share),

@@ -84,7 +84,7 @@ impl Port for Null {
         let mut started: Vec<Box<dyn Queue>> = Vec::new();
         for _ in 0..queues {
             let frames = if self.config.no_rx { 1 } else { self.config.frames };
-            let pool = frames::pool(&self.name, frames, self.config.size, self.config.backing)?;
+            let pool = frames::packets(&self.name, frames, self.config.size, self.config.backing)?;
             started.push(Box::new(NullQueue {
                 pool,
                 size: self.config.size,

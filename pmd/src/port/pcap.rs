@@ -143,7 +143,7 @@ impl Port for Pcap {
         let pieces = MAX_FRAME.div_ceil(FRAME) as usize;
         let frames = if self.config.rx.is_some() { self.config.frames.max(pieces) } else { 1 };
         let queue = PcapQueue {
-            pool: frames::pool(&self.name, frames, FRAME, self.config.backing)?,
+            pool: frames::packets(&self.name, frames, FRAME, self.config.backing)?,
             capture: self.capture.clone(),
             next: 0,
             looped: self.config.looped,

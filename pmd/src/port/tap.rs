@@ -314,7 +314,7 @@ impl Port for Tap {
             let frames = self.config.frames.max(4 * PIECES);
             started.push(Box::new(TapQueue {
                 fd: fd.clone(),
-                pool: frames::pool(&self.name, frames, FRAME, self.config.backing)?,
+                pool: frames::packets(&self.name, frames, FRAME, self.config.backing)?,
                 ready: Vec::with_capacity(PIECES),
                 done: Batch::default(),
                 gone: false,
