@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use hugepages::{Reach, Room};
+use hugepages::{Buf, Reach, Room};
 
 use super::{Layout, RUN, Single, Vring, Way};
 use crate::spec::virtio as v;
@@ -40,6 +40,26 @@ impl<'a, L: Layout> Rooms<'a, L> {
         }
         self.short = true;
         None
+    }
+
+    /// Copies `header` and a packet of one buffer into the next `rooms`, which hold both; `false`, and none of
+    /// them is filled, if one is not the guest's memory or the first is too short for the header.
+    #[inline(always)]
+    pub fn scatter(&mut self, rooms: usize, header: &[u8], packet: &Buf) -> bool {
+        let Rooms { reach, singles, used, filled, .. } = self;
+        let end = *filled + rooms;
+        let (mut start, mut off) = (header.len() as u32, 0);
+        for (single, used) in singles[*filled..end].iter().zip(&mut used[*filled..end]) {
+            let Some(room) = reach.room(single.addr, single.len) else { return false };
+            if start > 0 && !room.write(header) {
+                return false;
+            }
+            let n = room.copy_part(start, packet, off, u32::MAX);
+            *used = L::used(single.id, 1, start + n);
+            (start, off) = (0, off + n);
+        }
+        *filled = end;
+        true
     }
 
     /// So many bytes were written to the next one.

@@ -285,6 +285,10 @@ fn spread_one<L: Layout>(rooms: &mut Rooms<'_, L>, wire: Wire, bufs: &[Buf]) -> 
         return None;
     }
     let header = Header { offload, num_buffers: chains as u16 };
+    if let [packet] = bufs {
+        let whole = rooms.scatter(chains, &header.as_bytes()[..wire.hdr as usize], packet);
+        return whole.then_some((1, bytes));
+    }
     let before = rooms.filled();
     let (mut rest, mut off, mut start) = (bufs, 0, wire.hdr);
     for i in 0..chains {
