@@ -616,6 +616,10 @@ impl Session {
         if self.rings[ring].running || waits {
             return Ok(());
         }
+        // User-mode Linux does not say that it has no descriptor for calls.
+        if matches!(self.rings[ring].kick, Some(Kick::Message(_))) && self.rings[ring].call.is_none() {
+            (self.rings[ring].call, self.rings[ring].call_message) = (Some(bell()?), true);
+        }
         let setup = self.rings[ring].setup(ring as u16, features).map_err(about(ring))?;
         if let Some(setup) = setup {
             host.start(setup).map_err(|source| Refusal::Start { index: ring as u32, source })?;

@@ -107,3 +107,28 @@ def uml_control(full):
     pmd.cmd("stop")
     pmd.quit()
     netns.close()
+
+
+@scenario(need, seconds=90)
+def uml_messages(full):
+    """User-mode Linux with messages in place of eventfds: kicks come in them, and so do the calls it waits for."""
+    netns, sock = Namespace(), run_dir() / "vm0.sock"
+    vhost = f"vhost0,iface={sock},packed=0,iommu-support=0,inband=1"
+    pmd = forward([vhost, "tap0,iface=tap0,mac=02:00:00:00:00:01"], 1, netns.name)
+    netns.address("tap0", f"{HOST}/24")
+    guest = UserMode("uml", sock).up()
+    guest.address(f"{GUEST}/24")
+    # Its control queue is reached by nothing but a message.
+    guest.sh("ip link set eth0 promisc on; ip link set eth0 promisc off")
+    small, large = ping(guest, HOST), ping(guest, HOST, 1400, 10)
+    calls = int(re.search(r"calls: (\d+)", pmd.cmd("show port xstats 0")).group(1))
+    check(calls > 20, f"only {calls} calls: the guest does not wait for any")
+    server = netns.spawn(["iperf3", "-s", "--forceflush"], "iperf-server")
+    server.expect("Server listening")
+    rates = [iperf(guest.sh, HOST, way, 1)["sum_received"]["bits_per_second"] / 1e6 for way in ("", "-R")]
+    check(min(rates) > 1, f"TCP moves only {rates} Mbit/s")
+    figure(f"ping {small:.2f} ms, {large:.2f} ms at 1400 B, {calls} calls as messages; TCP out and in {rates[0]:.0f} {rates[1]:.0f} Mbit/s")
+    guest.off()
+    pmd.cmd("stop")
+    pmd.quit()
+    netns.close()

@@ -89,11 +89,14 @@ fn a_kick_of_no_ring_is_refused_and_one_of_a_stopped_ring_starts_it() {
         assert!(!talk.ask(id::VRING_KICK, &vec![0; size], 0), "{size} bytes");
     }
     assert!(!talk.ask(id::VRING_KICK, &state(0, 0), 1), "a descriptor");
-    talk.describe(0, 256, 0);
+    talk.tell(id::SET_VRING_NUM, state(0, 256));
+    talk.tell(id::SET_VRING_ADDR, addr(0));
     talk.tell(id::SET_VRING_ENABLE, state(0, 1));
     assert!(talk.host.diary().running.is_empty());
     assert!(talk.ask(id::VRING_KICK, &state(0, 0), 0));
-    assert!(talk.host.diary().running.contains_key(&0));
+    // As user-mode Linux has it, which says nothing of descriptors at all.
+    assert!(talk.host.diary().running[&0].signals.call.is_some());
+    assert_eq!(talk.session.bells().count(), 1);
     // Any number of kicks blocks nobody.
     (0..1000).for_each(|_| assert!(talk.ask(id::VRING_KICK, &state(0, 0), 0)));
 }
