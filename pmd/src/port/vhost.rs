@@ -234,8 +234,8 @@ impl Vhost {
         let doors = doors.map_err(|source| PortError::Io { port: self.name.clone(), what, source })?;
         let up = Arc::new(AtomicBool::new(false));
         let name = format!("{} ({})", self.name, self.config.socket.path().display());
-        let host =
-            Control::new(name, Arc::clone(&doors), caller, Arc::clone(&up), self.config.mapped, self.mac);
+        let mac = (self.mac, self.config.mac.is_some());
+        let host = Control::new(name, Arc::clone(&doors), caller, Arc::clone(&up), self.config.mapped, mac);
         let (socket, access) = (self.config.socket.clone(), self.config.access);
         let (offer, host) = (self.offer(queues), Box::new(host));
         let added = match self.legacy.take() {

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 
+import announce
 from guest import Guest
 from netns import Namespace
 from place import check, figure, need_guests, need_peers, run_dir
@@ -39,16 +40,6 @@ def take():
     print("taken", sum.hexdigest(), flush=True)
 for t in send, take:
     threading.Thread(target=t).start()
-"""
-# Of a port of a bridge, only a socket for everything sees what comes in.
-RARP = """
-import socket, sys
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-s.bind((sys.argv[1], 3))
-print("listening", flush=True)
-while (frame := s.recv(2000))[12:14] != bytes([0x80, 0x35]):
-    pass
-print("rarp", frame.hex(), flush=True)
 """
 
 
@@ -118,16 +109,11 @@ def moved(name, device, full=False):
     pages = differing_pages(source.memory(), target.memory())
     check(not pages, f"{len(pages)} pages differ after the migration: {pages[:40]}")
 
-    rarp = None
-    if "guest_announce=off" in device:
-        rarp = netns.spawn([sys.executable, "-c", RARP, "tap1"], "rarp")
-        rarp.expect("listening")
+    silent = "guest_announce=off" in device
+    announced = announce.listen(netns, "tap1", announce.rarp(MAC) if silent else announce.arp(MAC, GUEST))
     source.process.kill()
     target.qmp.command("cont")
-    if rarp:
-        frame = rarp.expect(r"rarp [0-9a-f]+")
-        mac = MAC.replace(":", "")
-        check("ffffffffffff" + mac + "80350001080006040003" + mac in frame, f"announced by {frame[-200:]}")
+    announced.expect("heard", 60)
     target.sh("while ! [ -s /tmp/taken ]; do sleep 0.1; done", 90)
     sums = peer.expect(r"(sent|taken) \w+\s+(sent|taken) \w+\s", 90)
     sent, taken = (re.search(rf"{what} (\w+)", sums).group(1) for what in ("sent", "taken"))
@@ -135,7 +121,8 @@ def moved(name, device, full=False):
     check(sent in sums and taken in sums, f"sent {sent}, taken {taken}, in the guest: {sums}")
     ram = state["ram"]
     figure(f"{name}: {state['total-time']} ms, {ram['dirty-sync-count']} rounds, downtime {state['downtime']} ms; "
-           f"memory of both the same, {CHUNK * CHUNKS >> 20} MiB each way unharmed; ping {ping(target, HOST):.2f} ms")
+           f"memory of both the same, {CHUNK * CHUNKS >> 20} MiB each way unharmed; announced by "
+           f"{'RARP' if silent else 'the guest'}; ping {ping(target, HOST):.2f} ms")
     target.off()
     pmd.cmd("stop")
     pmd.quit()

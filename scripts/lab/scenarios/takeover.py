@@ -3,11 +3,13 @@
 import re
 import time
 
+import announce
 from guest import Guest
 from netns import Namespace
 from place import check, figure, need_guests, need_peers, run_dir
 from scenario import scenario
 from scenarios.guest import GUEST, HOST, iperf, ping
+from scenarios.migration import MAC
 from testpmd import hotring
 
 FORWARD = ["--forward-mode=io"]
@@ -72,13 +74,18 @@ def driver_total(counted):
     return sum(p["TX-packets"] for p in counted.values())
 
 
-def guest_goes_on(name, device, times):
-    """A Linux guest under TCP both ways; the TAP at the far end is the host's, and stays."""
-    netns, sock = Namespace(), run_dir() / "vm0.sock"
+def lasting_tap(netns):
+    """A TAP of the host's, which stays when its testpmd goes."""
     netns.run("ip tuntap add tap0 mode tap multi_queue vnet_hdr")
     netns.run("ip link set tap0 address 02:00:00:00:00:01")
     netns.address("tap0", f"{HOST}/24")
-    chain = Chain([f"vhost0,iface={sock}", "tap0,iface=tap0"], netns=netns.name)
+
+
+def guest_goes_on(name, device, times):
+    """A Linux guest under TCP both ways. Its control queue is its front-end's: the device announces it."""
+    netns, sock = Namespace(), run_dir() / "vm0.sock"
+    lasting_tap(netns)
+    chain = Chain([f"vhost0,iface={sock},mac={MAC}", "tap0,iface=tap0"], netns=netns.name)
     # No `reconnect`: a connection that is lost would stay lost.
     guest = Guest(name, sock, device).up()
     guest.address(f"{GUEST}/24")
@@ -89,8 +96,10 @@ def guest_goes_on(name, device, times):
     guest.sh(f"iperf3 -c {HOST} -t {3 * times + 2} --bidir --forceflush > /tmp/iperf 2>&1 &")
     for _ in range(times):
         time.sleep(1.5)
+        announced = announce.listen(netns, "tap0", announce.rarp(MAC))
         # TCP fills a queue until something is dropped, with or without a takeover.
         chain.next(lossless=False)
+        announced.expect("heard", 30)
         ping(guest, HOST, count=5)
     guest.sh("while pidof iperf3 > /dev/null; do sleep 0.1; done", 3 * times + 60)
     report = guest.sh("tail -8 /tmp/iperf")

@@ -1,8 +1,10 @@
 """User-mode Linux on our `vhost` port: its driver's control queue is ours to serve."""
 
+import os
 import re
 import sys
 
+import announce
 from netns import Namespace
 from place import LAB, Skip, check, figure, need_command, need_peers, run_dir
 from scenario import scenario
@@ -10,9 +12,10 @@ from testpmd import stand_in
 from uml import UserMode
 
 from .guest import GUEST, GUEST_CSUM, GUEST_TSO4, HOST, MRG, forward, iperf, ping
+from .takeover import Chain, lasting_tap
 
 # Feature bits: virtio 1.3 §5.1.3.
-CTRL_GUEST_OFFLOADS, CTRL_VQ, CTRL_RX, CTRL_VLAN, MQ, CTRL_MAC_ADDR, NOTF_COAL = 2, 17, 18, 19, 22, 23, 53
+CTRL_GUEST_OFFLOADS, CTRL_VQ, CTRL_RX, CTRL_VLAN, GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR, NOTF_COAL = 2, 17, 18, 19, 21, 22, 23, 53
 OTHER, GROUP = "020000000077", "01005e000011"
 SEND = """
 import socket, sys
@@ -131,4 +134,28 @@ def uml_messages(full):
     guest.off()
     pmd.cmd("stop")
     pmd.quit()
+    netns.close()
+
+
+@scenario(need, seconds=90)
+def uml_announce(full):
+    """User-mode Linux after a takeover: it is told to announce itself, does, and says so by its control queue."""
+    netns, sock, mac = Namespace(), run_dir() / "vm0.sock", "02:00:00:00:00:02"
+    lasting_tap(netns)
+    os.environ["RUST_LOG"] = "warn,pmd::port::vhost=debug"
+    chain = Chain([f"vhost0,iface={sock},packed=0,iommu-support=0,mac={mac}", "tap0,iface=tap0"], netns=netns.name)
+    guest = UserMode("uml", sock).up()
+    check(GUEST_ANNOUNCE in guest.features(), f"features agreed on are {sorted(guest.features())}")
+    guest.address(f"{GUEST}/24")
+    ping(guest, HOST)
+    times = 10 if full else 2
+    for _ in range(times):
+        announced = announce.listen(netns, "tap0", announce.arp(mac, GUEST))
+        chain.next(lossless=False)
+        announced.expect("heard", 30)
+        # Class 3, command 0: ANNOUNCE_ACK.
+        chain.now.expect(r"command Some\(\[3, 0\]\): true", 30)
+    figure(f"taken over {times} times, each time announced by the guest; ping {ping(guest, HOST):.2f} ms")
+    guest.off()
+    chain.quit()
     netns.close()

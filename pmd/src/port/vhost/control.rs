@@ -95,8 +95,9 @@ pub(super) struct Control {
     /// About changes, and about what went wrong: neither can hide the other.
     changes: Lines,
     lines: Lines,
-    /// The device's own address.
+    /// The device's own address, and whether that is its guest's, too: front-ends may have given it another.
     mac: [u8; 6],
+    named: bool,
     /// What the guest has asked for through its control queue.
     commands: Commands,
     /// What the guest is to be told has changed, and the front-end was not.
@@ -156,7 +157,7 @@ impl Control {
         caller: Arc<Caller>,
         up: Arc<AtomicBool>,
         mapped: bool,
-        mac: [u8; 6],
+        (mac, named): ([u8; 6], bool),
     ) -> Control {
         let rings = vec![Place::Home; doors.len() * 2];
         let translated = vec![None; rings.len()];
@@ -178,6 +179,7 @@ impl Control {
             changes: Lines::default(),
             lines: Lines::default(),
             mac,
+            named,
             commands,
             config_changed: false,
             attendant: None,
@@ -440,7 +442,7 @@ impl Control {
 
     fn forget_commands(&mut self, features: u64) {
         self.commands = Commands::new(features, self.doors.len() as u16, self.mac);
-        self.stopped_at = None;
+        (self.stopped_at, self.config_changed) = (None, false);
     }
 
     /// Has all rings serve the guest as it asked to be served.
@@ -478,6 +480,14 @@ impl Control {
                 say!(self.lines, warn, "{}: a command of the guest: {late}", self.name);
                 Answer::ERR
             }
+        }
+    }
+
+    /// Has a packet received that says where this address is.
+    fn herald(&mut self, mac: [u8; 6]) {
+        match Herald::new(mac) {
+            Ok(herald) => self.doors[0].announce(herald),
+            Err(e) => say!(self.lines, warn, "{}: the guest's new place is not announced: {e}", self.name),
         }
     }
 
@@ -807,6 +817,13 @@ impl Host for Control {
     fn load(&mut self, bytes: &[u8]) -> Result<(), HostError> {
         let loaded = state::load(bytes, self.doors.len() as u16).map_err(|e| HostError::State(e.into()))?;
         (self.commands, self.stopped_at) = loaded;
+        // What is on the other side may be another network, or have forgotten where the guest is.
+        self.commands.announce();
+        self.config_changed = self.commands.announce;
+        let address = self.commands.address();
+        if !self.commands.announce && (self.named || address != self.mac) {
+            self.herald(address);
+        }
         Ok(())
     }
 
@@ -835,7 +852,10 @@ impl Host for Control {
             }
         }
         let mut asks = self.iommu.asks();
-        asks.extend(std::mem::take(&mut self.config_changed).then_some(Ask::ConfigChange));
+        // A driver whose rings do not run has nothing to announce itself by.
+        if self.up.load(Ordering::Relaxed) {
+            asks.extend(std::mem::take(&mut self.config_changed).then_some(Ask::ConfigChange));
+        }
         asks
     }
 
@@ -863,9 +883,6 @@ impl Host for Control {
     fn announce(&mut self, mac: [u8; 6]) {
         // A driver that can does it once more, for what a packet of ours does not tell: its IP addresses.
         self.config_changed |= self.commands.announce();
-        match Herald::new(mac) {
-            Ok(herald) => self.doors[0].announce(herald),
-            Err(e) => say!(self.lines, warn, "{}: the guest's new place is not announced: {e}", self.name),
-        }
+        self.herald(mac);
     }
 }

@@ -161,7 +161,7 @@ impl<R: Ring> Guest<R> {
         front.set_owner().unwrap();
         assert_eq!(front.get_features().unwrap() & features, features);
         let protocol = Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS;
-        let protocol = protocol | Protocol::CONFIG | Protocol::DEVICE_STATE;
+        let protocol = protocol | Protocol::CONFIG | Protocol::DEVICE_STATE | Protocol::BACKEND_REQ;
         assert!(front.get_protocol_features().unwrap().contains(protocol));
         front.set_protocol_features(protocol).unwrap();
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);

@@ -78,6 +78,7 @@ impl Port {
         for refusal in link.session.resume(self.host.as_mut()) {
             say!(self.lines, warn, socket = %self.path.display(), "refused: {refusal}");
         }
+        self.ask(false);
     }
 
     fn leave(&self) -> Result<Legacy, LegacyTrouble> {

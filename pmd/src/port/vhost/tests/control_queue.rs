@@ -1,6 +1,8 @@
 //! A guest that has its device's control queue, and what comes of its commands.
 
+use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
 use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
 
@@ -400,6 +402,12 @@ fn config(front: &mut Frontend) -> (Vec<u8>, u8) {
     (bytes[..6].to_vec(), bytes[6])
 }
 
+/// The other end of a pipe for the state of the device.
+fn transfer(front: &mut Frontend, direction: VhostTransferStateDirection) -> File {
+    let pipe = OwnedFd::from(File::open("/dev/null").unwrap());
+    front.set_device_state_fd(direction, VhostTransferStatePhase::STOPPED, pipe).unwrap().unwrap()
+}
+
 /// virtio 1.3 §5.1.4: what the driver has set is what it reads; §5.1.6.5.4: a guest that has moved is asked to
 /// announce itself until it says that it did.
 #[test]
@@ -408,31 +416,45 @@ fn the_configuration_follows_the_guest() {
     let core = Core::run(stage.port.start(1).unwrap());
     let features = v::F_VERSION_1 | net::F_GUEST_ANNOUNCE | net::F_STATUS;
     let mut all = Commander::<Split>::connect(&stage, "config-follows", features);
+    let (mut channel, theirs) = UnixStream::pair().unwrap();
+    all.guest.front.set_backend_request_fd(&theirs).unwrap();
     assert_eq!(config(&mut all.guest.front), (MINE.to_vec(), 1));
     assert!(all.ask(ctrl::MAC, ctrl::MAC_ADDR_SET, &OTHER));
     assert_eq!(config(&mut all.guest.front), (OTHER.to_vec(), 1));
     assert!(all.ask(ctrl::RX, ctrl::RX_PROMISC, &[0]));
 
-    // Elsewhere, with the state of this device: what it asked for holds.
-    for ring in 0..3 {
-        all.guest.front.get_vring_base(ring).unwrap();
-    }
+    // With the state of this device another goes on: what it was asked for holds.
+    let bases: Vec<u16> = (0..3).map(|ring| all.guest.front.get_vring_base(ring).unwrap() as u16).collect();
     let mut state = Vec::new();
-    let (save, load) = (VhostTransferStateDirection::SAVE, VhostTransferStateDirection::LOAD);
-    let pipe = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-    let stopped = VhostTransferStatePhase::STOPPED;
-    let channel = all.guest.front.set_device_state_fd(save, stopped, pipe()).unwrap();
-    channel.unwrap().read_to_end(&mut state).unwrap();
-    all.guest.front.check_device_state().unwrap();
+    let front = &mut all.guest.front;
+    transfer(front, VhostTransferStateDirection::SAVE).read_to_end(&mut state).unwrap();
+    front.check_device_state().unwrap();
+    transfer(front, VhostTransferStateDirection::LOAD).write_all(&state).unwrap();
+    front.check_device_state().unwrap();
+    assert_eq!(config(front), (OTHER.to_vec(), 3));
+    channel.set_nonblocking(true).unwrap();
+    assert_eq!(
+        channel.read(&mut [0; 12]).unwrap_err().kind(),
+        std::io::ErrorKind::WouldBlock,
+        "no ring runs"
+    );
+    all.guest.start_ring(0, bases[0], 0).unwrap();
+    all.guest.start_ring(1, bases[1], 0).unwrap();
+    all.start_control(bases[2]).unwrap();
+    channel.set_nonblocking(false).unwrap();
+    let mut told = [0; 12];
+    channel.read_exact(&mut told).unwrap();
+    // CONFIG_CHANGE_MSG, to be acknowledged.
+    assert_eq!(told, [2, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(all.ask(ctrl::ANNOUNCE, ctrl::ANNOUNCE_ACK, &[]));
+    assert_eq!(config(&mut all.guest.front), (OTHER.to_vec(), 1));
     drop(all);
     stage.port.stop(core.stop()).unwrap();
-    // As if it had been told to announce itself.
-    state[15] |= 1;
+
     let mut stage = Stage::new("config-moved", |config| config.mac = Some(MINE));
     let core = Core::run(stage.port.start(1).unwrap());
     let mut all = Commander::<Split>::prepare(&stage, "config-moved", features);
-    let channel = all.guest.front.set_device_state_fd(load, stopped, pipe()).unwrap();
-    channel.unwrap().write_all(&state).unwrap();
+    transfer(&mut all.guest.front, VhostTransferStateDirection::LOAD).write_all(&state).unwrap();
     all.guest.front.check_device_state().unwrap();
     assert_eq!(config(&mut all.guest.front), (OTHER.to_vec(), 3));
     drop(all);
