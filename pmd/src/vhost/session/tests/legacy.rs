@@ -1,5 +1,8 @@
 //! Conversations that another process goes on with.
 
+use proptest::prelude::*;
+
+use super::promises::any_message;
 use super::*;
 
 /// Left by `talk`, with messages as bytes.
