@@ -53,6 +53,11 @@ class Switch:
         self._await(path)
         return path
 
+    def client_port(self, name, path, mtu=1500):
+        """A `dpdkvhostuserclient` port, which connects to a front-end that listens there."""
+        self.vsctl("add-port", "br0", name, "--", "set", "Interface", name, "type=dpdkvhostuserclient", f"mtu_request={mtu}",
+                   f"options:vhost-server-path={path}")
+
     def cross(self, a, b):
         """What comes in at one of the two ports leaves at the other, nothing else."""
         self.flows({a: f"output:{self._number(b)}", b: f"output:{self._number(a)}"})
