@@ -5,6 +5,7 @@ import json
 import os
 import re
 import select
+import shlex
 import socket
 import time
 
@@ -91,6 +92,10 @@ class Shell:
         if must and status:
             raise RuntimeError(f"{self.name}: {command!r}: exit {status}: {text}")
         return text
+
+    def detach(self, command, first="true"):
+        """Runs a command that goes on by itself."""
+        self.sh(f"{first}; sh -c {shlex.quote(f'({command}) &')}")
 
     def address(self, address):
         self.sh(f"ip addr add {address} dev eth0; ip link set eth0 up")

@@ -19,6 +19,12 @@ MODELS = {
     "vmxnet3": "vmxnet3",
 }
 IOMMU = "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"
+# The files of the host, for a guest; and a guest's way to them, and to VFIO.
+HOST_FILES = ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
+VFIO = ("modprobe 9pnet_virtio; modprobe 9p; mkdir -p /host; "
+        "mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host /host; "
+        "for d in proc sys dev; do mount -o bind /$d /host/$d; done; mount -t tmpfs run /host/run; "
+        "modprobe vfio_iommu_type1; modprobe vfio_pci; echo 160 > /proc/sys/vm/nr_hugepages")
 WINDOW = 48  # frames on their way at a time: fewer than any ring holds
 
 
@@ -80,15 +86,11 @@ class NicGuest(Guest):
     def __init__(self, model, n=2, memory_mib=1024, options="", append=""):
         self.boot(model, n, memory_mib, options, append)
         self.up()
-        self.sh("modprobe 9pnet_virtio; modprobe 9p; mkdir -p /host; "
-                "mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host /host")
-        self.sh("for d in proc sys dev; do mount -o bind /$d /host/$d; done; mount -t tmpfs run /host/run")
-        self.sh("modprobe vfio_iommu_type1; modprobe vfio_pci; echo 160 > /proc/sys/vm/nr_hugepages")
+        self.sh(VFIO)
 
     def boot(self, model, n, memory_mib, options, append):
         self.wires = [Wire(f"{model}-{i}") for i in range(n)]
-        extra = ["-device", IOMMU,
-                 "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
+        extra = ["-device", IOMMU, *HOST_FILES]
         for i, wire in enumerate(self.wires):
             # The virtual functions of an igb claim places on its bus.
             place = f"bus=root{i}" if model == "igb" else f"addr={i + 4}"
@@ -102,10 +104,6 @@ class NicGuest(Guest):
     def chroot(self, command, timeout_s=60, must=True):
         """Runs a command of the host in the guest."""
         return self.sh(f"chroot /host {command}", timeout_s, must)
-
-    def detach(self, command, first="true"):
-        """Runs a command that goes on by itself."""
-        self.sh(f"{first}; sh -c {shlex.quote(f'({command}) &')}")
 
     def bind(self):
         """Gives all NICs to VFIO; their addresses."""

@@ -59,7 +59,7 @@ def crashes(full):
     times = 1000 if full else 20
     command = ["env", f"HOTRING_CRASHES={times}", "cargo", "test", "-q", "--manifest-path", ROOT / "Cargo.toml", "-p", "pmd",
                "--test", "crash", "--", "--nocapture", "--test-threads=2"]
-    out = sh(list(map(os.fspath, command)), must=False, timeout=1100)
+    out = sh(list(map(os.fspath, command)), must=False, timeout=3500)
     check("test result: ok. 9 passed" in out, out[-2000:])
     for line in re.findall(r"[\w-]+: \d+ frames over \d+ \w+", out):
         figure(line)
