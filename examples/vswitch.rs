@@ -7,7 +7,9 @@
 //! - [`bridge`]: the control side: bridges, ports, flows, and what cores keep of translations
 //! - [`cache`]: what a core keeps of translations
 //! - [`datapath`]: the stage of a core
-//! - [`runner`]: devices on ports, and the core that serves them
+//! - [`placement`]: which core looks after which receive queue
+//! - [`cores`]: the cores, and how ports are reached from each
+//! - [`runner`]: devices on ports, and the cores that serve them
 //! - [`config`]: the file of the standalone mode
 //! - `stream`, `jsonrpc`: sockets that are never waited for; JSON-RPC
 //! - [`openflow`]: controllers and `ovs-ofctl`
@@ -22,6 +24,8 @@ pub mod conntrack;
 pub mod bridge;
 pub mod cache;
 pub mod datapath;
+pub mod placement;
+pub mod cores;
 pub mod runner;
 pub mod config;
 mod stream;

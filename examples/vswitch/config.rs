@@ -1,6 +1,8 @@
 //! `switch.toml`: bridges, ports and flows in one file, and what a changed file changes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -8,15 +10,22 @@ use super::bridge::{Command, FlowMod, PortConfig, Switch};
 use super::flow::Flow;
 use super::flow::values::Names;
 use super::pipeline::{Mirror, Vlan};
-use super::runner::Runner;
+use super::placement::Policy;
+use super::runner::{Balance, Device, Runner, Settings};
 
 /// The file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The core that forwards; none: wherever the scheduler puts it.
-    pub core: Option<usize>,
-    /// Milliseconds that it may sleep when nothing comes; none: it polls without pause.
+    /// The CPUs that forward; none: one core, wherever the scheduler puts it.
+    #[serde(default)]
+    pub cores: Vec<usize>,
+    /// How receive queues are dealt out to them: `cycles`, `group` or `roundrobin`.
+    pub assign: Option<String>,
+    /// Queues are moved by themselves when a core is busy and another is not.
+    #[serde(default)]
+    pub balance: bool,
+    /// Milliseconds that cores may sleep when nothing comes; none: they poll without pause.
     pub idle_sleep_ms: Option<u64>,
     /// Bridges.
     #[serde(default, rename = "bridge")]
@@ -51,6 +60,11 @@ pub struct PortEntry {
     pub vdev: Option<String>,
     /// Its number in OpenFlow; none: the next that is free.
     pub number: Option<u32>,
+    /// Queues; none: what `vdev` says, or one.
+    pub queues: Option<u16>,
+    /// CPUs that queues are to be on: of the first, the second and so on.
+    #[serde(default)]
+    pub affinity: Vec<usize>,
     /// The VLAN of frames without tag.
     pub tag: Option<u16>,
     /// VLANs that it carries; none: all.
@@ -120,8 +134,12 @@ impl PortEntry {
 
     /// Whether another is the same device at the same place, perhaps of other VLANs.
     fn is_device(&self, other: &PortEntry) -> bool {
-        (&self.name, &self.vdev, &self.number, &self.peer)
-            == (&other.name, &other.vdev, &other.number, &other.peer)
+        (&self.name, &self.vdev, &self.number, &self.peer, self.queues)
+            == (&other.name, &other.vdev, &other.number, &other.peer, other.queues)
+    }
+
+    fn affinity(&self) -> BTreeMap<u16, usize> {
+        (0..).zip(self.affinity.iter().copied()).collect()
     }
 
     fn config(&self) -> Result<PortConfig, String> {
@@ -147,6 +165,25 @@ impl Config {
         toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
     }
 
+    /// How the cores serve ports.
+    ///
+    /// # Errors
+    /// A word that means nothing.
+    pub fn settings(&self) -> Result<Settings, String> {
+        let policy = match &self.assign {
+            None => Policy::default(),
+            Some(word) => Policy::parse(word)
+                .ok_or_else(|| format!("assign = '{word}' is none of cycles, group, roundrobin"))?,
+        };
+        Ok(Settings {
+            cpus: self.cores.clone(),
+            idle_sleep: self.idle_sleep_ms.map(Duration::from_millis),
+            policy,
+            balance: self.balance.then(Balance::default),
+            ..Settings::default()
+        })
+    }
+
     /// Makes what is described, coming from what was described before: ports that are described as they
     /// were go on without a pause.
     ///
@@ -154,6 +191,8 @@ impl Config {
     /// What could not be done; the rest is.
     pub fn apply(&self, before: &Config, runner: &Runner) -> Result<(), String> {
         let mut errors = Vec::new();
+        let cores = self.settings().and_then(|s| runner.configure(&s).map_err(|e| e.to_string()));
+        errors.extend(cores.err());
         for old in &before.bridges {
             let new = self.bridges.iter().find(|b| b.name == old.name);
             let kept = |p: &PortEntry| new.is_some_and(|b| b.ports.iter().any(|q| q.is_device(p)));
@@ -178,7 +217,7 @@ impl Config {
             for port in &bridge.ports {
                 match old.and_then(|o| o.ports.iter().find(|p| p.is_device(port))) {
                     None => add_port(runner, &bridge.name, port, &mut errors),
-                    Some(before) if before != port => set_vlan(runner, &bridge.name, port, &mut errors),
+                    Some(before) if before != port => set_port(runner, &bridge.name, port, &mut errors),
                     Some(_) => {}
                 }
             }
@@ -194,7 +233,11 @@ impl Config {
 
 fn add_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<String>) {
     let added = port.config().and_then(|config| match &port.vdev {
-        Some(vdev) => runner.add(bridge, config, vdev).map(drop).map_err(|e| e.to_string()),
+        Some(vdev) => {
+            let queues = port.queues.unwrap_or(0);
+            let device = Device { vdev: vdev.clone(), queues, affinity: port.affinity() };
+            runner.add(bridge, config, device).map(drop).map_err(|e| e.to_string())
+        }
         None => runner.switch().add_port(bridge, config).map(drop).map_err(|e| e.to_string()),
     });
     if let Err(e) = added {
@@ -202,7 +245,9 @@ fn add_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<St
     }
 }
 
-fn set_vlan(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<String>) {
+fn set_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<String>) {
+    let moved = runner.set_affinity(&port.name, &port.affinity());
+    errors.extend(moved.err().map(|e| format!("port {}: {e}", port.name)));
     match port.vlan() {
         Ok(vlan) => drop(runner.switch().change_port(bridge, &port.name, |p| p.vlan = vlan)),
         Err(e) => errors.push(e),
@@ -265,11 +310,11 @@ mod tests {
     use crate::vswitch::flow::values::Numbers;
     use hugepages::{Backing, PageSize};
     use std::sync::Arc;
-    use std::time::Duration;
 
     fn runner() -> Runner {
         let backing = Backing { page: PageSize::Base, ..Backing::default() };
-        Runner::start(Arc::default(), None, backing, Some(Duration::from_millis(1))).unwrap()
+        let settings = Settings { idle_sleep: Some(Duration::from_millis(1)), ..Settings::default() };
+        Runner::start(Arc::default(), settings, backing).unwrap()
     }
 
     #[test]
@@ -298,7 +343,7 @@ mod tests {
         assert_eq!(texts, ["in_port=1 actions=output:2", "arp actions=NORMAL", "priority=0 actions=drop"]);
         assert!(runner.stats("b").is_none() && runner.stats("c").is_some());
         Config::default().apply(&second, &runner).unwrap();
-        assert!(runner.devices().is_empty() && runner.switch().bridges().is_empty());
+        assert!(runner.described().is_empty() && runner.switch().bridges().is_empty());
         runner.stop();
     }
 

@@ -13,10 +13,11 @@ use pmd::batch::CAP;
 use pmd::port::Count;
 use pmd::worker::{Outbox, QueueId, Stage, cycles};
 
-use super::bridge::{Injected, Switch, Upcall};
+use super::bridge::{Injected, Kept, Switch, Upcall};
 use super::cache::{Cache, Hits};
 use super::flow::Key;
 use super::packet::{HEAD, Layers, parse};
+use super::pipeline::MAX_DP;
 use super::pipeline::op::Op;
 use super::pipeline::rule::now_ms;
 
@@ -48,6 +49,18 @@ pub struct CoreStats {
     pub action_cycles: Count,
     pub dropped: Count,
     pub flows: Count,
+    /// Of receive queues by their names.
+    queues: QueueCycles,
+}
+
+/// Cycles that the packets of each receive queue took.
+#[derive(Debug)]
+struct QueueCycles(Box<[Count]>);
+
+impl Default for QueueCycles {
+    fn default() -> QueueCycles {
+        QueueCycles((0..CROSSING).map(|_| Count::default()).collect())
+    }
 }
 
 /// What [`CoreStats`] held at a moment, or how much it grew between two.
@@ -69,26 +82,40 @@ pub struct StageStats {
 }
 
 impl StageStats {
+    fn zip(self, other: StageStats, f: impl Fn(u64, u64) -> u64) -> StageStats {
+        StageStats {
+            packets: f(self.packets, other.packets),
+            bursts: f(self.bursts, other.bursts),
+            recirculated: f(self.recirculated, other.recirculated),
+            exact: f(self.exact, other.exact),
+            signature: f(self.signature, other.signature),
+            megaflow: f(self.megaflow, other.megaflow),
+            lookups: f(self.lookups, other.lookups),
+            miss: f(self.miss, other.miss),
+            upcall_cycles: f(self.upcall_cycles, other.upcall_cycles),
+            cycles: f(self.cycles, other.cycles),
+            lookup_cycles: f(self.lookup_cycles, other.lookup_cycles),
+            action_cycles: f(self.action_cycles, other.action_cycles),
+        }
+    }
+
     /// How much each grew since `earlier`.
     pub fn since(self, earlier: StageStats) -> StageStats {
-        StageStats {
-            packets: self.packets - earlier.packets,
-            bursts: self.bursts - earlier.bursts,
-            recirculated: self.recirculated - earlier.recirculated,
-            exact: self.exact - earlier.exact,
-            signature: self.signature - earlier.signature,
-            megaflow: self.megaflow - earlier.megaflow,
-            lookups: self.lookups - earlier.lookups,
-            miss: self.miss - earlier.miss,
-            upcall_cycles: self.upcall_cycles - earlier.upcall_cycles,
-            cycles: self.cycles - earlier.cycles,
-            lookup_cycles: self.lookup_cycles - earlier.lookup_cycles,
-            action_cycles: self.action_cycles - earlier.action_cycles,
-        }
+        self.zip(earlier, u64::wrapping_sub)
+    }
+
+    /// The sum.
+    pub fn plus(self, other: StageStats) -> StageStats {
+        self.zip(other, u64::wrapping_add)
     }
 }
 
 impl CoreStats {
+    /// Cycles that packets of a receive queue took.
+    pub fn queue_cycles(&self, queue: QueueId) -> u64 {
+        self.queues.0.get(usize::from(queue.0)).map_or(0, Count::get)
+    }
+
     /// The counters now.
     pub fn sum(&self) -> StageStats {
         StageStats {
@@ -121,6 +148,7 @@ pub struct Datapath {
     found: Box<[Found; CAP]>,
     /// Buffers of the packet that something is done to; empty between packets.
     rest: act::Rest,
+    kept: Kept,
 }
 
 /// A packet of a burst, looked up.
@@ -133,20 +161,43 @@ struct Found {
 
 const NONE: u32 = u32::MAX;
 
-/// The queue of a port's core: ports of the datapath have one queue each.
+/// Most queues of a port.
+pub const MAX_PORT_QUEUES: u16 = 32;
+/// Most cores.
+pub const MAX_CORES: usize = 32;
+/// Names of queues from here on are those of pipes from other cores.
+const CROSSING: u16 = MAX_DP as u16 * MAX_PORT_QUEUES;
+
+/// The queue by which a core sends to a port: the port's first, or a pipe to the core that has it.
+#[inline(always)]
 pub fn queue_of(dp: u32) -> QueueId {
     QueueId(dp as u16)
+}
+
+/// The name of a port's queue where it receives.
+pub fn receive_queue(dp: u32, queue: usize) -> QueueId {
+    QueueId(dp as u16 + queue as u16 * MAX_DP as u16)
+}
+
+/// The end of the pipe over which another core's packets for a port come.
+pub fn crossing(dp: u32, from: usize) -> QueueId {
+    QueueId(CROSSING + dp as u16 + from as u16 * MAX_DP as u16)
+}
+
+/// The port that a queue, or a pipe, is of.
+#[inline(always)]
+fn port_of(queue: QueueId) -> u32 {
+    u32::from(queue.0) % MAX_DP
 }
 
 impl Datapath {
     /// The stage of one core.
     pub fn new(switch: Arc<Switch>, stats: Arc<CoreStats>) -> Datapath {
-        let shared = Arc::default();
-        switch.cores.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Arc::clone(&shared));
+        let kept = switch.join();
         let injected = switch.injected();
         Datapath {
             switch,
-            cache: Cache::new(shared),
+            cache: Cache::new(Arc::clone(&kept)),
             injected,
             stats,
             told: Hits::default(),
@@ -155,6 +206,7 @@ impl Datapath {
             turns: 0,
             found: Box::new([Found::default(); CAP]),
             rest: act::Rest::new(),
+            kept,
         }
     }
 
@@ -188,7 +240,7 @@ impl Datapath {
                 next.prefetch();
             }
             let mut key = Key::default();
-            key.set_in_port(from.0.into());
+            key.set_in_port(port_of(from));
             read(batch, at, buffers, bytes, &mut key);
             let place = self.place_of(&key);
             self.found[n] = Found { place, bytes };
@@ -273,8 +325,18 @@ fn gather(batch: &Batch<Buf>, at: usize, buffers: usize, head: &mut [u8]) -> usi
     n
 }
 
+impl Drop for Datapath {
+    fn drop(&mut self) {
+        self.switch.leave(&self.kept);
+    }
+}
+
 impl Stage for Datapath {
     fn burst(&mut self, from: QueueId, batch: &mut Batch<Buf>, out: &mut Outbox) {
+        if from.0 >= CROSSING {
+            // Another core has done everything else.
+            return out.send_all(queue_of(port_of(from)), batch);
+        }
         let start = cycles();
         let (n, same) = self.look_up(from, batch);
         let looked = cycles();
@@ -307,6 +369,7 @@ impl Stage for Datapath {
         self.stats.lookup_cycles.add(looked.wrapping_sub(start));
         self.stats.action_cycles.add(end.wrapping_sub(looked));
         self.stats.cycles.add(end.wrapping_sub(start));
+        self.stats.queues.0[usize::from(from.0)].add(end.wrapping_sub(start));
     }
 
     fn tick(&mut self, out: &mut Outbox) -> bool {

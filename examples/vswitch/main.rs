@@ -69,8 +69,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     // A front-end that truncates its memory ends its own port and no other.
     hugepages::sigbus::install().map_err(|e| format!("handler of SIGBUS: {e}"))?;
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(|e| format!("signals: {e}"))?;
-    let sleep = config.idle_sleep_ms.map(Duration::from_millis);
-    let runner = Runner::start(Arc::default(), config.core, backing, sleep).map_err(|e| e.to_string())?;
+    let runner = Runner::start(Arc::default(), config.settings()?, backing).map_err(|e| e.to_string())?;
     config.apply(&Config::default(), &runner)?;
     runner.forward().map_err(|e| e.to_string())?;
     let runner = Arc::new(runner);

@@ -3,10 +3,12 @@
 //! - `replica`: the rows we know of
 //! - `config`: what they want, as a tree
 //! - `client`: the connection
+//! - `cores`: which cores serve ports
 //! - `reconcile`: makes it so, and writes back what came of it
 
 mod client;
 mod config;
+mod cores;
 mod reconcile;
 mod replica;
 

@@ -22,6 +22,9 @@ use fdb::Fdb;
 use meter::Bucket;
 use table::Table;
 
+/// Ports of the datapath have numbers below this: they are parts of the names of queues.
+pub const MAX_DP: u32 = 1 << 10;
+
 /// How a port takes part in VLANs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Vlan {

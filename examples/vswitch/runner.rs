@@ -1,29 +1,31 @@
-//! Ports of devices on bridges, and the core that serves them.
+//! Ports of devices on bridges, and the cores that serve them.
+
+mod load;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hugepages::Backing;
 use pmd::Port;
 use pmd::port::Stats;
-use pmd::worker::{self, Config, Worker, WorkerHandle};
+use pmd::worker::cycles;
 
 use super::bridge::{PortConfig, Switch};
-use super::datapath::{CoreStats, Datapath, StageStats, queue_of};
-use crate::devices::ports::{Maker, Rings};
+use super::cores::{Core, CoreSum, Placed, Seat};
+use super::datapath::{MAX_CORES, MAX_PORT_QUEUES, StageStats};
+use super::placement::{Policy, Rxq, assign, isolated};
+use crate::devices::ports::{Maker, Rings, queues};
 use crate::devices::vdev::Vdev;
+pub use load::Balance;
+use load::{Load, SAMPLE};
 
-/// How long buffers may take to come home when a port goes.
-const RECALL: Duration = Duration::from_secs(5);
 /// Between two looks at whether what cores keep still holds.
 const LOOK: Duration = Duration::from_millis(2);
 /// Looks between two rounds of ageing.
 const ROUND: u32 = 100;
-/// What ports have unless they are told.
-const RINGS: Rings = Rings { rxd: 0, txd: 0, queues: 1, mtu: 1500 };
 
 /// Why a port cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -42,86 +44,220 @@ pub enum RunError {
     Bridge(#[from] super::bridge::PortError),
 }
 
-/// What a core counted: its stage, and the turns it makes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CoreSum {
-    /// Packets, look-ups, upcalls.
-    pub stage: StageStats,
-    /// Turns and their cycles.
-    pub turns: worker::CoreStats,
+/// How cores serve ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// A core on each of these CPUs; none named: one core, wherever the scheduler puts it.
+    pub cpus: Vec<usize>,
+    /// The longest that cores sleep when nothing comes; `None`: they poll without pause.
+    pub idle_sleep: Option<Duration>,
+    /// How queues are dealt out.
+    pub policy: Policy,
+    /// A core that a queue is pinned to has no others.
+    pub isolate: bool,
+    /// When queues are moved by themselves; `None`: never.
+    pub balance: Option<Balance>,
 }
 
-impl CoreSum {
-    fn since(self, earlier: CoreSum) -> CoreSum {
-        CoreSum { stage: self.stage.since(earlier.stage), turns: self.turns.since(earlier.turns) }
+impl Default for Settings {
+    fn default() -> Settings {
+        let (cpus, idle_sleep, policy, balance) = Default::default();
+        Settings { cpus, idle_sleep, policy, isolate: true, balance }
     }
+}
+
+impl Settings {
+    fn seats(&self) -> Vec<Seat> {
+        let mut cpus: Vec<_> = self.cpus.iter().map(|cpu| Some(*cpu)).collect();
+        if cpus.is_empty() {
+            cpus.push(None);
+        }
+        cpus.truncate(MAX_CORES);
+        cpus.into_iter().map(|cpu| Seat { cpu, idle_sleep: self.idle_sleep }).collect()
+    }
+}
+
+/// A device to be made, and how it is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// In the words of `--vdev`.
+    pub vdev: String,
+    /// Queues; 0: as many as `vdev` says, or one.
+    pub queues: u16,
+    /// Queues that are to be on certain CPUs.
+    pub affinity: BTreeMap<u16, usize>,
+}
+
+/// A receive queue on its core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Name of the port.
+    pub port: String,
+    /// Which of its queues.
+    pub queue: usize,
+    /// Cycles of it in a million, over the last minute; `None`: nothing is known yet.
+    pub share: Option<u64>,
+}
+
+/// A core, as it is shown.
+#[derive(Clone, Debug)]
+pub struct CoreView {
+    /// The CPU that it is pinned to; `None`: any.
+    pub cpu: Option<usize>,
+    /// Only pinned queues are on it.
+    pub isolated: bool,
+    /// What it counted since the counters were cleared.
+    pub sum: CoreSum,
+    /// Its receive queues.
+    pub queues: Vec<Served>,
 }
 
 /// A device at work.
 struct Running {
     port: Box<dyn Port>,
     bridge: String,
-    dp: u32,
-    vdev: String,
+    device: Device,
+    placed: Placed,
+    loads: Vec<Load>,
 }
 
-/// Devices at work, the core, and what the switch does in the background.
+/// Devices at work, and the cores.
+struct Devices {
+    switch: Arc<Switch>,
+    backing: Backing,
+    settings: Settings,
+    forwards: bool,
+    cores: Vec<Core>,
+    running: BTreeMap<String, Running>,
+}
+
+/// Devices at work, the cores, and what the switch does in the background.
 pub struct Runner {
     switch: Arc<Switch>,
-    stats: Arc<CoreStats>,
-    running: Arc<Mutex<BTreeMap<String, Running>>>,
-    worker: WorkerHandle,
-    /// The CPU that the worker is pinned to.
-    core: Option<usize>,
-    /// What its counters showed when they were cleared.
-    cleared: Mutex<CoreSum>,
+    devices: Arc<Mutex<Devices>>,
     maker: Mutex<Maker>,
     stop: Arc<AtomicBool>,
     background: Option<JoinHandle<()>>,
 }
 
+impl Devices {
+    fn start_cores(&mut self, seats: &[Seat]) -> Result<(), RunError> {
+        for seat in seats {
+            let core = Core::start(&self.switch, *seat, self.backing)?;
+            if self.forwards {
+                core.forward()?;
+            }
+            self.cores.push(core);
+        }
+        Ok(())
+    }
+
+    /// All receive queues, by port and number. `stay`: those that are on a core want no other.
+    fn queues(&self, stay: bool) -> Vec<Rxq> {
+        let of = |device: &Running, i: usize| Rxq {
+            load: device.loads[i].share().unwrap_or(0),
+            pinned: self.pin(&device.device, i),
+            stays: device.placed.core_of(i).filter(|_| stay),
+        };
+        let each = self.running.values().flat_map(|d| (0..d.placed.queues()).map(move |i| of(d, i)));
+        each.collect()
+    }
+
+    /// The core that a user wants a queue on, if there is such a core.
+    fn pin(&self, device: &Device, queue: usize) -> Option<usize> {
+        let cpu = device.affinity.get(&(queue as u16))?;
+        self.cores.iter().position(|core| core.seat().cpu == Some(*cpu))
+    }
+
+    fn assigned(&self, stay: bool) -> Vec<usize> {
+        assign(self.settings.policy, self.cores.len(), &self.queues(stay), self.settings.isolate)
+    }
+
+    /// Has each queue be where it is assigned to; ports that are there go on without a pause.
+    fn put(&mut self, to: &[usize]) -> Result<(), RunError> {
+        let mut at = 0;
+        for device in self.running.values_mut() {
+            let n = device.placed.queues();
+            let wanted = &to[at..at + n];
+            at += n;
+            if device.placed.is_on(wanted) {
+                continue;
+            }
+            device.placed.unplace(&self.cores)?;
+            device.placed.place(&self.cores, wanted)?;
+            for (i, load) in device.loads.iter_mut().enumerate() {
+                load.moved(self.cores[wanted[i]].cycles_of(device.placed.dp(), i));
+            }
+        }
+        Ok(())
+    }
+
+    /// Other cores: all ports pause.
+    fn seat(&mut self, seats: &[Seat]) -> Result<(), RunError> {
+        for device in self.running.values_mut() {
+            device.placed.unplace(&self.cores)?;
+        }
+        let old = std::mem::take(&mut self.cores);
+        let (kept, gone): (Vec<Core>, Vec<Core>) = old.into_iter().partition(|c| seats.contains(&c.seat()));
+        drop(gone);
+        let new: Vec<Seat> =
+            seats.iter().filter(|seat| kept.iter().all(|c| c.seat() != **seat)).copied().collect();
+        self.cores = kept;
+        self.start_cores(&new)?;
+        self.cores.sort_by_key(|core| core.seat().cpu);
+        Ok(())
+    }
+
+    fn configure(&mut self, settings: &Settings) -> Result<(), RunError> {
+        let seats = settings.seats();
+        let moves = (self.settings.policy, self.settings.isolate) != (settings.policy, settings.isolate);
+        let other = self.settings.seats() != seats;
+        self.settings = settings.clone();
+        if other {
+            self.seat(&seats)?;
+        }
+        if other || moves { self.put(&self.assigned(false)) } else { Ok(()) }
+    }
+
+    fn add(&mut self, name: &str, running: Running) -> Result<(), RunError> {
+        self.running.insert(name.into(), running);
+        self.put(&self.assigned(true))
+    }
+}
+
 impl Runner {
-    /// Starts a core and the switch's background work. Nothing is forwarded before [`Runner::forward`].
+    /// Starts cores and the switch's background work. Nothing is forwarded before [`Runner::forward`].
     ///
     /// # Errors
     /// No memory or no thread.
-    pub fn start(
-        switch: Arc<Switch>,
-        core: Option<usize>,
-        backing: Backing,
-        idle_sleep: Option<Duration>,
-    ) -> Result<Runner, RunError> {
-        let stats = Arc::new(CoreStats::default());
-        let stage = Datapath::new(Arc::clone(&switch), Arc::clone(&stats));
-        let config = Config { name: "datapath".into(), core, backing, idle_sleep, ..Config::default() };
-        let worker = Worker::spawn(config, Box::new(stage))?;
+    pub fn start(switch: Arc<Switch>, settings: Settings, backing: Backing) -> Result<Runner, RunError> {
+        let seats = settings.seats();
+        let (cores, running) = Default::default();
+        let mut devices =
+            Devices { switch: Arc::clone(&switch), backing, settings, forwards: false, cores, running };
+        devices.start_cores(&seats)?;
+        let devices = Arc::new(Mutex::new(devices));
         let stop = Arc::new(AtomicBool::new(false));
-        let running = Arc::default();
         let background = {
-            let (switch, stop, running) = (Arc::clone(&switch), Arc::clone(&stop), Arc::clone(&running));
-            std::thread::spawn(move || background(&switch, &stop, &running))
+            let (switch, stop, devices) = (Arc::clone(&switch), Arc::clone(&stop), Arc::clone(&devices));
+            std::thread::spawn(move || background(&switch, &stop, &devices))
         };
         let maker = Mutex::new(Maker::new(backing));
-        let cleared = Mutex::default();
-        Ok(Runner {
-            switch,
-            stats,
-            running,
-            worker,
-            core,
-            cleared,
-            maker,
-            stop,
-            background: Some(background),
-        })
+        Ok(Runner { switch, devices, maker, stop, background: Some(background) })
+    }
+
+    fn devices(&self) -> MutexGuard<'_, Devices> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forwards from now on.
     ///
     /// # Errors
-    /// The core is gone.
+    /// A core is gone.
     pub fn forward(&self) -> Result<(), RunError> {
-        Ok(self.worker.start()?)
+        let mut devices = self.devices();
+        devices.forwards = true;
+        devices.cores.iter().try_for_each(Core::forward)
     }
 
     /// The switch.
@@ -129,37 +265,78 @@ impl Runner {
         &self.switch
     }
 
-    /// What the core counts.
-    pub fn core_stats(&self) -> &Arc<CoreStats> {
-        &self.stats
+    /// Serves ports otherwise from now on. Other cores, or another policy: queues are dealt out anew.
+    ///
+    /// # Errors
+    /// A core cannot be had, or a queue did not leave its core.
+    pub fn configure(&self, settings: &Settings) -> Result<(), RunError> {
+        self.devices().configure(settings)
     }
 
-    /// What the core counted since the counters were cleared.
-    pub fn since_cleared(&self) -> CoreSum {
-        let cleared = *self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
-        CoreSum { stage: self.stats.sum(), turns: self.worker.counters().stats() }.since(cleared)
+    /// Has queues of a device be on certain CPUs, and deals all out anew if that is a change.
+    ///
+    /// # Errors
+    /// A queue did not leave its core.
+    pub fn set_affinity(&self, name: &str, affinity: &BTreeMap<u16, usize>) -> Result<(), RunError> {
+        let mut devices = self.devices();
+        let Some(running) = devices.running.get_mut(name) else { return Ok(()) };
+        if running.device.affinity == *affinity {
+            return Ok(());
+        }
+        running.device.affinity.clone_from(affinity);
+        let to = devices.assigned(false);
+        devices.put(&to)
     }
 
-    /// Counts from here on, for [`Runner::since_cleared`].
+    /// Deals all queues out anew, by what they cost in the last minute.
+    ///
+    /// # Errors
+    /// A queue did not leave its core.
+    pub fn rebalance(&self) -> Result<(), RunError> {
+        let mut devices = self.devices();
+        let to = devices.assigned(false);
+        devices.put(&to)
+    }
+
+    /// The cores.
+    pub fn cores(&self) -> Vec<CoreView> {
+        let devices = self.devices();
+        let alone = isolated(devices.cores.len(), &devices.queues(false), devices.settings.isolate);
+        let view = |(i, core): (usize, &Core)| {
+            let served = devices.running.iter().flat_map(|(name, d)| {
+                let here = (0..d.placed.queues()).filter(move |q| d.placed.core_of(*q) == Some(i));
+                here.map(|queue| Served { port: name.clone(), queue, share: d.loads[queue].share() })
+            });
+            CoreView {
+                cpu: core.seat().cpu,
+                isolated: alone[i],
+                sum: core.since_cleared(),
+                queues: served.collect(),
+            }
+        };
+        devices.cores.iter().enumerate().map(view).collect()
+    }
+
+    /// What the stages of all cores counted since the counters were cleared.
+    pub fn stage_stats(&self) -> StageStats {
+        self.devices().cores.iter().fold(StageStats::default(), |sum, c| sum.plus(c.since_cleared().stage))
+    }
+
+    /// Counts from here on, for [`Runner::cores`].
     pub fn clear_core_stats(&self) {
-        let now = CoreSum { stage: self.stats.sum(), turns: self.worker.counters().stats() };
-        *self.cleared.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        self.devices().cores.iter().for_each(Core::clear);
     }
 
-    /// The CPU that the core is pinned to; `None`: any.
-    pub fn core(&self) -> Option<usize> {
-        self.core
-    }
-
-    /// Makes a device from a description in the words of `--vdev`, and a port of a bridge of it. Its
-    /// number in OpenFlow.
+    /// Makes a device, and a port of a bridge of it. Its number in OpenFlow.
     ///
     /// # Errors
     /// Which step failed; then nothing is left of it.
-    pub fn add(&self, bridge: &str, mut config: PortConfig, vdev: &str) -> Result<u32, RunError> {
-        let described = Vdev::parse(vdev)?;
-        let mut port = self.maker.lock().unwrap_or_else(PoisonError::into_inner).make(&described, &RINGS)?;
-        let mut queues = port.start(1)?;
+    pub fn add(&self, bridge: &str, mut config: PortConfig, device: Device) -> Result<u32, RunError> {
+        let described = Vdev::parse(&device.vdev)?;
+        let wanted = if device.queues > 0 { device.queues } else { queues(&described).unwrap_or(1) };
+        let rings = Rings { rxd: 0, txd: 0, queues: wanted, mtu: 1500 };
+        let mut port = self.maker.lock().unwrap_or_else(PoisonError::into_inner).make(&described, &rings)?;
+        let queues = port.start(wanted.clamp(1, MAX_PORT_QUEUES.min(port.caps().queues)))?;
         config.mac = port.mac();
         let name = config.name.clone();
         let (number, dp) = match self.switch.add_port(bridge, config) {
@@ -170,10 +347,10 @@ impl Runner {
             }
         };
         self.switch.set_up(bridge, &name, port.link().up);
-        let queue = queues.pop().expect("a port starts as many queues as it is asked for");
-        self.worker.attach(queue_of(dp), queue)?;
-        let running = Running { port, bridge: bridge.into(), dp, vdev: vdev.into() };
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(name, running);
+        let loads = queues.iter().map(|_| Load::default()).collect();
+        let placed = Placed::new(dp, queues);
+        let running = Running { port, bridge: bridge.into(), device, placed, loads };
+        self.devices().add(&name, running)?;
         Ok(number)
     }
 
@@ -182,33 +359,32 @@ impl Runner {
     /// # Errors
     /// Its buffers did not come home, or it did not stop.
     pub fn remove(&self, name: &str) -> Result<(), RunError> {
-        let found = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        let Some(mut running) = found else {
+        let mut devices = self.devices();
+        let Some(mut running) = devices.running.remove(name) else {
             return Err(super::bridge::PortError::Unknown(name.into()).into());
         };
         // Nothing is sent there any more; then it comes home.
         self.switch.remove_port(&running.bridge, name)?;
         self.switch.revalidate();
-        let queue = self.worker.recall(queue_of(running.dp), RECALL)?;
-        running.port.stop(vec![queue])?;
+        running.placed.unplace(&devices.cores)?;
+        running.port.stop(running.placed.into_queues())?;
         Ok(())
     }
 
     /// Names of the devices, and the descriptions they were made of.
-    pub fn devices(&self) -> Vec<(String, String)> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.iter().map(|(name, r)| (name.clone(), r.vdev.clone())).collect()
+    pub fn described(&self) -> Vec<(String, String)> {
+        self.devices().running.iter().map(|(name, r)| (name.clone(), r.device.vdev.clone())).collect()
     }
 
     /// Counters of a device; `None`: there is none of this name.
     pub fn stats(&self, name: &str) -> Option<Stats> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(running.get(name)?.port.stats().into_iter().fold(Stats::default(), Stats::plus))
+        let devices = self.devices();
+        Some(devices.running.get(name)?.port.stats().into_iter().fold(Stats::default(), Stats::plus))
     }
 
     /// Takes everything apart.
     pub fn stop(mut self) {
-        for (name, _) in self.devices() {
+        for (name, _) in self.described() {
             if let Err(e) = self.remove(&name) {
                 tracing::warn!("port {name}: {e}");
             }
@@ -226,9 +402,11 @@ impl Drop for Runner {
     }
 }
 
-/// Ageing, timeouts, link states; and soon after a change, whether what cores keep still holds.
-fn background(switch: &Switch, stop: &AtomicBool, running: &Mutex<BTreeMap<String, Running>>) {
+/// Ageing, timeouts, link states, the load of cores; and soon after a change, whether what cores keep still
+/// holds.
+fn background(switch: &Switch, stop: &AtomicBool, devices: &Mutex<Devices>) {
     let mut looks = 0;
+    let (mut sampled, mut sampled_at, mut balanced) = (Instant::now(), cycles(), Instant::now());
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(LOOK);
         looks += 1;
@@ -239,12 +417,23 @@ fn background(switch: &Switch, stop: &AtomicBool, running: &Mutex<BTreeMap<Strin
         looks = 0;
         switch.expire();
         switch.revalidate();
-        let links: Vec<_> = running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .map(|(name, r)| (r.bridge.clone(), name.clone(), r.port.link().up))
-            .collect();
+        let mut devices = devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let links =
+            devices.running.iter().map(|(name, r)| (r.bridge.clone(), name.clone(), r.port.link().up));
+        let links: Vec<_> = links.collect();
+        if sampled.elapsed() >= SAMPLE {
+            let now = cycles();
+            devices.sample(now.wrapping_sub(sampled_at));
+            (sampled, sampled_at) = (Instant::now(), now);
+        }
+        if devices.settings.balance.is_some_and(|b| balanced.elapsed() >= b.interval) {
+            balanced = Instant::now();
+            devices.balance();
+        }
+        drop(devices);
         links.iter().for_each(|(bridge, name, up)| switch.set_up(bridge, name, *up));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,12 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::vswitch::config::port_names;
+use crate::vswitch::cores::CoreSum;
 use crate::vswitch::flow::action::port;
 use crate::vswitch::flow::values::mac_text;
 use crate::vswitch::flow::{Flow, Key};
 use crate::vswitch::pipeline::rule::now_ms;
-use crate::vswitch::runner::{CoreSum, Runner};
+use crate::vswitch::runner::{CoreView, Runner};
 
 type Run = fn(&Runner, &[String]) -> Result<String, String>;
 
@@ -21,10 +22,11 @@ const COMMANDS: &[Command] = &[
     Command("dpctl/del-flows", "[dp]", 0, 1, del_flows),
     Command("dpctl/dump-flows", "[-m] [--names] [dp]", 0, 4, dump_flows),
     Command("dpctl/show", "[dp]", 0, 1, dpif_show),
-    Command("dpif-netdev/pmd-perf-show", "", 0, 4, pmd_perf),
+    Command("dpif-netdev/pmd-perf-show", "[-pmd core]", 0, 4, |r, args| report(r, args, pmd_perf)),
+    Command("dpif-netdev/pmd-rxq-rebalance", "[dp]", 0, 1, rebalance),
     Command("dpif-netdev/pmd-rxq-show", "", 0, 4, rxq_show),
     Command("dpif-netdev/pmd-stats-clear", "", 0, 4, pmd_clear),
-    Command("dpif-netdev/pmd-stats-show", "", 0, 4, pmd_stats),
+    Command("dpif-netdev/pmd-stats-show", "[-pmd core]", 0, 4, |r, args| report(r, args, pmd_stats)),
     Command("dpif/show", "", 0, 0, dpif_show),
     Command("fdb/flush", "[bridge]", 0, 1, fdb_flush),
     Command("fdb/show", "bridge", 1, 1, fdb_show),
@@ -131,10 +133,10 @@ fn del_flows(runner: &Runner, _: &[String]) -> Result<String, String> {
 }
 
 fn dpif_show(runner: &Runner, _: &[String]) -> Result<String, String> {
-    let stats = runner.core_stats();
-    let hit = stats.exact.get() + stats.signature.get() + stats.megaflow.get();
-    let mut out = format!("netdev@ovs-netdev: hit:{hit} missed:{}\n", stats.miss.get());
-    let devices = runner.devices();
+    let stats = runner.stage_stats();
+    let hit = stats.exact + stats.signature + stats.megaflow;
+    let mut out = format!("netdev@ovs-netdev: hit:{hit} missed:{}\n", stats.miss);
+    let devices = runner.described();
     for name in runner.switch().bridges() {
         let _ = writeln!(out, "  {name}:");
         let ports = runner
@@ -160,12 +162,11 @@ fn share(n: u64, of: u64) -> f64 {
 }
 
 /// `pmd-stats-show`: packets and where they were looked up, since the counters were cleared.
-fn pmd_stats(runner: &Runner, _: &[String]) -> Result<String, String> {
-    let s = runner.since_cleared();
-    let (s, turns) = (s.stage, s.turns);
+fn pmd_stats(core: &CoreView) -> Vec<(&'static str, String)> {
+    let CoreSum { stage: s, turns } = core.sum;
     let (busy, all) = (turns.busy_cycles, turns.busy_cycles + turns.idle_cycles);
     let passes = s.packets + s.recirculated;
-    let lines = [
+    vec![
         ("packets received", s.packets.to_string()),
         ("packet recirculations", s.recirculated.to_string()),
         ("avg. datapath passes per packet", format!("{:.2}", share(passes, s.packets))),
@@ -179,17 +180,16 @@ fn pmd_stats(runner: &Runner, _: &[String]) -> Result<String, String> {
         ("processing cycles", format!("{busy} ({:.2}%)", 100.0 * share(busy, all))),
         ("avg cycles per packet", format!("{:.2} ({all}/{})", share(all, s.packets), s.packets)),
         ("avg processing cycles per packet", format!("{:.2} ({busy}/{})", share(busy, s.packets), s.packets)),
-    ];
-    Ok(report(runner, &lines))
+    ]
 }
 
 /// `pmd-perf-show`: turns, and where their cycles go.
-fn pmd_perf(runner: &Runner, _: &[String]) -> Result<String, String> {
-    let CoreSum { stage: s, turns } = runner.since_cleared();
+fn pmd_perf(core: &CoreView) -> Vec<(&'static str, String)> {
+    let CoreSum { stage: s, turns } = core.sum;
     let worked = turns.turns - turns.empty_turns;
     let lookup = s.lookup_cycles.saturating_sub(s.upcall_cycles);
     let each = |cycles: u64| format!("{:.1} cycles/pkt", share(cycles, s.packets));
-    let lines = [
+    vec![
         ("Iterations", turns.turns.to_string()),
         ("- idle iterations", turns.empty_turns.to_string()),
         ("- busy iterations", worked.to_string()),
@@ -206,8 +206,7 @@ fn pmd_perf(runner: &Runner, _: &[String]) -> Result<String, String> {
         ("Stage: upcalls", each(s.upcall_cycles)),
         ("Stage: actions", each(s.action_cycles)),
         ("Stage: rx, tx, receipts", each(turns.busy_cycles.saturating_sub(s.cycles))),
-    ];
-    Ok(report(runner, &lines))
+    ]
 }
 
 fn pmd_clear(runner: &Runner, _: &[String]) -> Result<String, String> {
@@ -215,25 +214,53 @@ fn pmd_clear(runner: &Runner, _: &[String]) -> Result<String, String> {
     Ok(String::new())
 }
 
-fn report(runner: &Runner, lines: &[(&str, String)]) -> String {
-    let mut out = format!("{}:\n", core_name(runner));
-    for (name, value) in lines {
-        let _ = writeln!(out, "  {name}: {value}");
+/// Lines of each core; with `-pmd CPU` of that one.
+fn report(
+    runner: &Runner,
+    args: &[String],
+    lines: fn(&CoreView) -> Vec<(&'static str, String)>,
+) -> Result<String, String> {
+    let only = match args {
+        [option, cpu, ..] if option == "-pmd" => {
+            Some(cpu.parse::<usize>().map_err(|_| format!("-pmd {cpu}: not a core"))?)
+        }
+        _ => None,
+    };
+    let mut out = String::new();
+    for core in runner.cores().iter().filter(|c| only.is_none() || c.cpu == only) {
+        let _ = writeln!(out, "{}:", core_name(core));
+        for (name, value) in lines(core) {
+            let _ = writeln!(out, "  {name}: {value}");
+        }
     }
-    out
+    Ok(out)
 }
 
 /// A core in the words of `ovs-vswitchd`, as far as it is pinned to one.
-fn core_name(runner: &Runner) -> String {
-    runner.core().map_or("pmd thread".into(), |core| format!("pmd thread core_id {core}"))
+fn core_name(core: &CoreView) -> String {
+    core.cpu.map_or("pmd thread".into(), |cpu| format!("pmd thread core_id {cpu}"))
 }
 
+/// `pmd-rxq-show`: which core looks after which queue, and what that took of it in the last minute.
 fn rxq_show(runner: &Runner, _: &[String]) -> Result<String, String> {
-    let mut out = format!("{}:\n  isolated : false\n", core_name(runner));
-    for (name, _) in runner.devices() {
-        let _ = writeln!(out, "  port: {name:<16}  queue-id:  0 (enabled)   pmd usage: NOT AVAIL");
+    let mut out = String::new();
+    for core in runner.cores() {
+        let _ = writeln!(out, "{}:\n  isolated : {}", core_name(&core), core.isolated);
+        for served in &core.queues {
+            let usage = served.share.map_or("NOT AVAIL".into(), |share| format!("{:>2} %", share / 10_000));
+            let _ = writeln!(
+                out,
+                "  port: {:<16}  queue-id: {:>2} (enabled)   pmd usage: {usage}",
+                served.port, served.queue
+            );
+        }
     }
     Ok(out)
+}
+
+fn rebalance(runner: &Runner, _: &[String]) -> Result<String, String> {
+    runner.rebalance().map_err(|e| e.to_string())?;
+    Ok("pmd rxq rebalance requested.\n".into())
 }
 
 fn fdb_show(runner: &Runner, args: &[String]) -> Result<String, String> {

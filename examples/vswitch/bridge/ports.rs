@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Event, PortChange, Switch};
 use crate::vswitch::flow::action::port;
-use crate::vswitch::pipeline::{Bridge, Mirror, Port, Vlan, World};
+use crate::vswitch::pipeline::{Bridge, MAX_DP, Mirror, Port, Vlan, World};
 
 /// A port to be added.
 #[derive(Clone, Debug)]
@@ -40,12 +40,14 @@ pub enum PortError {
     Number(u32),
     #[error("no port named {0}")]
     Unknown(String),
+    #[error("there are {MAX_DP} ports already")]
+    TooMany,
 }
 
 impl World {
-    fn free_dp(&self) -> u32 {
+    fn free_dp(&self) -> Option<u32> {
         let ports = || self.bridges.iter().flatten().flat_map(|b| b.ports.values());
-        (1..).find(|n| ports().all(|p| p.dp != *n)).expect("ports are fewer than numbers")
+        (1..MAX_DP).find(|n| ports().all(|p| p.dp != *n))
     }
 
     /// Joins patches whose other end is there.
@@ -74,7 +76,7 @@ impl Switch {
         if world.bridges.iter().flatten().any(|b| b.port_named(&config.name).is_some()) {
             return Err(PortError::Exists(config.name));
         }
-        let dp = world.free_dp();
+        let dp = world.free_dp().ok_or(PortError::TooMany)?;
         let b = world.bridges[at].as_mut().expect("found above");
         let free = || (1..port::FIRST_RESERVED).find(|n| !b.ports.contains_key(n));
         let number = config.number.or_else(free).unwrap_or(0);

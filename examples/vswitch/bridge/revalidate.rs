@@ -61,6 +61,21 @@ pub struct Megaflow {
 }
 
 impl Switch {
+    /// Where a core that comes shows what it keeps.
+    pub fn join(&self) -> Kept {
+        let kept = Kept::default();
+        self.cores.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&kept));
+        kept
+    }
+
+    /// A core goes, with all that it kept.
+    pub fn leave(&self, kept: &Kept) {
+        self.cores.lock().unwrap_or_else(PoisonError::into_inner).retain(|core| !Arc::ptr_eq(core, kept));
+        for flow in kept.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            flow.credit();
+        }
+    }
+
     /// What is to be done to a packet, and to all that are like it.
     pub fn upcall(&self, upcall: &Upcall<'_>) -> Arc<Megaflow> {
         let checked = self.changes.load(Ordering::Relaxed);

@@ -7,7 +7,7 @@ use hugepages::Buf;
 use pmd::Batch;
 use pmd::worker::{Outbox, QueueId};
 
-use super::{Datapath, MAX_ROUNDS, NONE, gather, queue_of};
+use super::{Datapath, MAX_ROUNDS, NONE, gather, port_of, queue_of};
 use crate::vswitch::bridge::{Injected, Megaflow};
 use crate::vswitch::conntrack::{self, Beyond, Rewritten, Tuple};
 use crate::vswitch::flow::key::{proto, word};
@@ -92,7 +92,7 @@ impl Datapath {
         let mut rest = std::mem::take(&mut self.rest);
         rest.extend((0..buffers).filter_map(|_| batch.pop_front()));
         let mut key = Key::default();
-        key.set_in_port(from.0.into());
+        key.set_in_port(port_of(from));
         parse(&first[..n], bytes as usize, &mut key);
         let head = Head::new(&first[..n], bytes as usize, offload);
         let mut packet = Packet { head, skip: n as u32, intact: true, truncate: None, key };

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::client::{Changes, Client};
 use super::config::{BridgeConfig, Config, InterfaceConfig, PortConfig};
+use super::cores;
 use super::replica::{map, optional};
 use crate::vswitch::bridge::{self, FlowFilter, FlowMod};
 use crate::vswitch::flow::action::{Action, Flow, port};
@@ -17,7 +18,7 @@ use crate::vswitch::flow::values::mac_text;
 use crate::vswitch::openflow::adapter::ports;
 use crate::vswitch::openflow::server::{Server, Wanted};
 use crate::vswitch::pipeline::{Mirror, Vlan};
-use crate::vswitch::runner::Runner;
+use crate::vswitch::runner::{Device, Runner, Settings};
 use crate::vswitch::stream::Address;
 
 /// How often counters and states are written.
@@ -55,6 +56,8 @@ pub(crate) struct Follower {
     bridges: BTreeSet<String>,
     /// Bridges whose connections know their controllers.
     controlled: BTreeSet<String>,
+    /// What was last asked of the cores.
+    settings: Settings,
     /// Devices that were made so far.
     made: u32,
     dirty: bool,
@@ -72,6 +75,7 @@ impl Follower {
             present: BTreeMap::new(),
             bridges: BTreeSet::new(),
             controlled: BTreeSet::new(),
+            settings: Settings::default(),
             made: 0,
             dirty: false,
             counted: now,
@@ -116,6 +120,13 @@ impl Follower {
     }
 
     fn reconcile(&mut self, config: &Config, runner: &Runner) {
+        let settings = cores::settings(&config.other_config);
+        if settings != self.settings {
+            if let Err(e) = runner.configure(&settings) {
+                warn!("ovsdb: cores: {e}");
+            }
+            self.settings = settings;
+        }
         let wanted: BTreeSet<String> = config.bridges.iter().map(|b| b.name.clone()).collect();
         let mut keep = BTreeMap::new();
         for bridge in &config.bridges {
@@ -193,6 +204,9 @@ impl Follower {
                 |b: &crate::vswitch::pipeline::Bridge| b.port_named(name).is_some_and(|p| p.vlan != vlan);
             if runner.switch().with(&bridge.name, differs) == Some(true) {
                 runner.switch().change_port(&bridge.name, name, |p| p.vlan = vlan);
+            }
+            if let Err(e) = runner.set_affinity(name, &cores::affinity(&interface.other_config)) {
+                warn!("ovsdb: interface {name}: {e}");
             }
             return;
         }
@@ -379,7 +393,11 @@ fn add(
             (false, Err(format!("{kind}: frames cannot be put into tunnels here")))
         }
         _ => match vdev(interface, made) {
-            Ok(vdev) => (true, runner.add(&bridge.name, config, &vdev).map_err(|e| e.to_string())),
+            Ok(vdev) => {
+                let queues = option("n_rxq").and_then(|n| n.parse().ok()).unwrap_or(0);
+                let device = Device { vdev, queues, affinity: cores::affinity(&interface.other_config) };
+                (true, runner.add(&bridge.name, config, device).map_err(|e| e.to_string()))
+            }
             Err(e) => (false, Err(e)),
         },
     }
