@@ -2,6 +2,7 @@
 //!
 //! - [`flow`]: fields, keys, matches, actions: the words all others use
 //! - [`packet`]: frames read into keys, and rewritten
+//! - [`tunnel`]: tunnels of the kernel
 //! - [`pipeline`]: tables, groups, meters: from a packet to what is done with it
 //! - [`conntrack`]: connections, zones, NAT
 //! - [`bridge`]: the control side: bridges, ports, flows, and what cores keep of translations
@@ -19,6 +20,7 @@
 
 pub mod flow;
 pub mod packet;
+pub mod tunnel;
 pub mod pipeline;
 pub mod conntrack;
 pub mod bridge;

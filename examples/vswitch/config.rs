@@ -12,6 +12,7 @@ use super::flow::values::Names;
 use super::pipeline::{Mirror, Vlan};
 use super::placement::Policy;
 use super::runner::{Balance, Device, Runner, Settings};
+use super::tunnel::Tunnel;
 
 /// The file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -60,6 +61,9 @@ pub struct PortEntry {
     pub vdev: Option<String>,
     /// Its number in OpenFlow; none: the next that is free.
     pub number: Option<u32>,
+    /// A tunnel in place of a device: its `type`, and options as the database has them.
+    #[serde(default)]
+    pub tunnel: BTreeMap<String, String>,
     /// Queues; none: what `vdev` says, or one.
     pub queues: Option<u16>,
     /// CPUs that queues are to be on: of the first, the second and so on.
@@ -134,8 +138,24 @@ impl PortEntry {
 
     /// Whether another is the same device at the same place, perhaps of other VLANs.
     fn is_device(&self, other: &PortEntry) -> bool {
-        (&self.name, &self.vdev, &self.number, &self.peer, self.queues)
-            == (&other.name, &other.vdev, &other.number, &other.peer, other.queues)
+        (&self.name, &self.vdev, &self.tunnel, &self.number, &self.peer, self.queues)
+            == (&other.name, &other.vdev, &other.tunnel, &other.number, &other.peer, other.queues)
+    }
+
+    fn is_patch(&self) -> bool {
+        self.vdev.is_none() && self.tunnel.is_empty()
+    }
+
+    fn device(&self) -> Result<Device, String> {
+        let mut options = self.tunnel.clone();
+        let kind = options.remove("type");
+        let tunnel = match (self.tunnel.is_empty(), &self.vdev) {
+            (true, _) => None,
+            (false, Some(_)) => return Err("a port has a vdev or a tunnel, not both".into()),
+            (false, None) => Some(Tunnel::parse(&kind.unwrap_or_default(), &options)?),
+        };
+        let (vdev, queues) = (self.vdev.clone().unwrap_or_default(), self.queues.unwrap_or(0));
+        Ok(Device { vdev, tunnel, queues, affinity: self.affinity() })
     }
 
     fn affinity(&self) -> BTreeMap<u16, usize> {
@@ -232,13 +252,9 @@ impl Config {
 }
 
 fn add_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<String>) {
-    let added = port.config().and_then(|config| match &port.vdev {
-        Some(vdev) => {
-            let queues = port.queues.unwrap_or(0);
-            let device = Device { vdev: vdev.clone(), queues, affinity: port.affinity() };
-            runner.add(bridge, config, device).map(drop).map_err(|e| e.to_string())
-        }
-        None => runner.switch().add_port(bridge, config).map(drop).map_err(|e| e.to_string()),
+    let added = port.config().and_then(|config| match port.is_patch() {
+        true => runner.switch().add_port(bridge, config).map(drop).map_err(|e| e.to_string()),
+        false => runner.add(bridge, config, port.device()?).map(drop).map_err(|e| e.to_string()),
     });
     if let Err(e) = added {
         errors.push(format!("port {}: {e}", port.name));
@@ -255,9 +271,9 @@ fn set_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<St
 }
 
 fn remove_port(runner: &Runner, bridge: &str, port: &PortEntry, errors: &mut Vec<String>) {
-    let removed = match &port.vdev {
-        Some(_) => runner.remove(&port.name).map_err(|e| e.to_string()),
-        None => runner.switch().remove_port(bridge, &port.name).map(drop).map_err(|e| e.to_string()),
+    let removed = match port.is_patch() {
+        true => runner.switch().remove_port(bridge, &port.name).map(drop).map_err(|e| e.to_string()),
+        false => runner.remove(&port.name).map_err(|e| e.to_string()),
     };
     if let Err(e) = removed {
         errors.push(format!("port {}: {e}", port.name));

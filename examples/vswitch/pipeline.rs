@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use super::flow::Key;
 use super::flow::action::{Group, TABLES};
+use super::tunnel::Tunnel;
 use fdb::Fdb;
 use meter::Bucket;
 use table::Table;
@@ -72,6 +73,8 @@ pub struct Port {
     pub up: AtomicBool,
     /// The bridge and the port at the other end of a patch.
     pub peer: Option<(usize, u32)>,
+    /// The tunnel that it is the end of.
+    pub tunnel: Option<Tunnel>,
     /// NORMAL sends nothing here but copies: a mirror's port.
     pub mirror_output: bool,
 }
@@ -208,19 +211,22 @@ pub struct World {
 }
 
 impl World {
-    /// The bridge and its own number of a port of the datapath.
-    pub fn port_of(&self, dp: u32) -> Option<(usize, u32)> {
-        self.bridges.iter().enumerate().find_map(|(i, bridge)| {
-            let port = bridge.as_ref()?.ports.values().find(|p| p.dp == dp)?;
-            Some((i, port.number))
-        })
+    /// The bridge of a port of the datapath, and the port.
+    pub fn port_of(&self, dp: u32) -> Option<(usize, &Port)> {
+        self.bridges
+            .iter()
+            .enumerate()
+            .find_map(|(i, bridge)| Some((i, bridge.as_ref()?.ports.values().find(|p| p.dp == dp)?)))
     }
 
     /// Where a packet of the datapath starts: bridge, table, and the key as the bridge sees it.
     pub fn entry(&self, key: &Key) -> Option<(usize, u8, Key)> {
-        let (bridge, number) = self.port_of(key.in_port())?;
+        let (bridge, port) = self.port_of(key.in_port())?;
         let mut inner = *key;
-        inner.set_in_port(number);
+        inner.set_in_port(port.number);
+        if let Some(tunnel) = &port.tunnel {
+            tunnel.lay(&mut inner);
+        }
         let recirc = key.words[super::flow::key::word::IN] as u32;
         if recirc == 0 {
             return Some((bridge, 0, inner));

@@ -3,7 +3,7 @@
 mod load;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use super::bridge::{PortConfig, Switch};
 use super::cores::{Core, CoreSum, Placed, Seat};
 use super::datapath::{MAX_CORES, MAX_PORT_QUEUES, StageStats};
 use super::placement::{Policy, Rxq, assign, isolated};
+use super::tunnel::Tunnel;
 use crate::devices::ports::{Maker, Rings, queues};
 use crate::devices::vdev::Vdev;
 pub use load::Balance;
@@ -24,6 +25,8 @@ use load::{Load, SAMPLE};
 
 /// Between two looks at whether what cores keep still holds.
 const LOOK: Duration = Duration::from_millis(2);
+/// The number of the first tunnel's device.
+const FIRST_TUNNEL: u16 = 1 << 15;
 /// Looks between two rounds of ageing.
 const ROUND: u32 = 100;
 
@@ -42,6 +45,9 @@ pub enum RunError {
     /// The bridge did not take it.
     #[error(transparent)]
     Bridge(#[from] super::bridge::PortError),
+    /// The kernel has no such tunnel.
+    #[error("{0}")]
+    Tunnel(String),
 }
 
 /// How cores serve ports.
@@ -80,8 +86,10 @@ impl Settings {
 /// A device to be made, and how it is served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
-    /// In the words of `--vdev`.
+    /// In the words of `--vdev`; nothing for a tunnel.
     pub vdev: String,
+    /// The tunnel that its port is the end of.
+    pub tunnel: Option<Tunnel>,
     /// Queues; 0: as many as `vdev` says, or one.
     pub queues: u16,
     /// Queues that are to be on certain CPUs.
@@ -136,6 +144,8 @@ pub struct Runner {
     switch: Arc<Switch>,
     devices: Arc<Mutex<Devices>>,
     maker: Mutex<Maker>,
+    /// The number of the next tunnel's device.
+    tunnels: AtomicU16,
     stop: Arc<AtomicBool>,
     background: Option<JoinHandle<()>>,
 }
@@ -243,7 +253,8 @@ impl Runner {
             std::thread::spawn(move || background(&switch, &stop, &devices))
         };
         let maker = Mutex::new(Maker::new(backing));
-        Ok(Runner { switch, devices, maker, stop, background: Some(background) })
+        let tunnels = AtomicU16::new(FIRST_TUNNEL);
+        Ok(Runner { switch, devices, maker, tunnels, stop, background: Some(background) })
     }
 
     fn devices(&self) -> MutexGuard<'_, Devices> {
@@ -331,7 +342,17 @@ impl Runner {
     ///
     /// # Errors
     /// Which step failed; then nothing is left of it.
-    pub fn add(&self, bridge: &str, mut config: PortConfig, device: Device) -> Result<u32, RunError> {
+    pub fn add(&self, bridge: &str, mut config: PortConfig, mut device: Device) -> Result<u32, RunError> {
+        let Some(tunnel) = device.tunnel.clone() else { return self.serve(bridge, config, device) };
+        let name = config.name.clone();
+        tunnel.create(&name).map_err(RunError::Tunnel)?;
+        let number = self.tunnels.fetch_add(1, Ordering::Relaxed);
+        device.vdev = format!("net_af_packet{number},iface={name}");
+        config.tunnel = Some(tunnel.clone());
+        self.serve(bridge, config, device).inspect_err(|_| drop(tunnel.remove(&name)))
+    }
+
+    fn serve(&self, bridge: &str, mut config: PortConfig, device: Device) -> Result<u32, RunError> {
         let described = Vdev::parse(&device.vdev)?;
         let wanted = if device.queues > 0 { device.queues } else { queues(&described).unwrap_or(1) };
         let rings = Rings { rxd: 0, txd: 0, queues: wanted, mtu: 1500 };
@@ -368,7 +389,7 @@ impl Runner {
         self.switch.revalidate();
         running.placed.unplace(&devices.cores)?;
         running.port.stop(running.placed.into_queues())?;
-        Ok(())
+        running.device.tunnel.map_or(Ok(()), |t| t.remove(name).map_err(RunError::Tunnel))
     }
 
     /// Names of the devices, and the descriptions they were made of.

@@ -37,7 +37,7 @@ class Linerate:
         running = device.start(cell.mode, sockets, cell.frame, cores[0], args.burst)
         command = [self.file, *[x for s in sockets for x in ("--path", s)], "--mode", cell.mode, "--size", args.ring,
                    "--frame", cell.frame, "--seconds", args.seconds, "--core", cores[1], "--json",
-                   *self.layouts[cell.layout]]
+                   "--flows", getattr(cell, "flows", 1), *self.layouts[cell.layout]]
         driver = Process(command, "driver")
         time.sleep(FIRST_S)
         before = take_cores(device, running, driver)

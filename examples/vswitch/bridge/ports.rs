@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Event, PortChange, Switch};
 use crate::vswitch::flow::action::port;
 use crate::vswitch::pipeline::{Bridge, MAX_DP, Mirror, Port, Vlan, World};
+use crate::vswitch::tunnel::Tunnel;
 
 /// A port to be added.
 #[derive(Clone, Debug)]
@@ -19,12 +20,15 @@ pub struct PortConfig {
     pub vlan: Vlan,
     /// Bridge and port at the other end of a patch, by name.
     pub peer: Option<(String, String)>,
+    /// The tunnel that it is the end of.
+    pub tunnel: Option<Tunnel>,
 }
 
 impl PortConfig {
     /// A port that takes part in all VLANs.
     pub fn new(name: &str) -> PortConfig {
-        PortConfig { name: name.into(), number: None, mac: [0; 6], vlan: Vlan::Trunk(Vec::new()), peer: None }
+        let (number, mac, peer, tunnel) = Default::default();
+        PortConfig { name: name.into(), number, mac, vlan: Vlan::Trunk(Vec::new()), peer, tunnel }
     }
 }
 
@@ -95,6 +99,7 @@ impl Switch {
             no_forward: false,
             up: AtomicBool::new(true),
             peer: None,
+            tunnel: config.tunnel,
             mirror_output: false,
         };
         b.ports.insert(number, port);

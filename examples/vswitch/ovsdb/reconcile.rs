@@ -20,6 +20,7 @@ use crate::vswitch::openflow::server::{Server, Wanted};
 use crate::vswitch::pipeline::{Mirror, Vlan};
 use crate::vswitch::runner::{Device, Runner, Settings};
 use crate::vswitch::stream::Address;
+use crate::vswitch::tunnel::Tunnel;
 
 /// How often counters and states are written.
 const WRITE: Duration = Duration::from_secs(5);
@@ -388,14 +389,19 @@ fn add(
             config.peer = there.map(|b| (b, peer.to_owned()));
             plain(config)
         }
-        // A port that loses whatever is sent to it is worse than none.
         kind @ ("vxlan" | "geneve") => {
-            (false, Err(format!("{kind}: frames cannot be put into tunnels here")))
+            let made = Tunnel::parse(kind, &interface.options).and_then(|mut tunnel| {
+                tunnel.mtu = interface.mtu_request.unwrap_or(tunnel.mtu);
+                let device = Device { tunnel: Some(tunnel), ..Device::default() };
+                runner.add(&bridge.name, config, device).map_err(|e| e.to_string())
+            });
+            (true, made)
         }
         _ => match vdev(interface, made) {
             Ok(vdev) => {
                 let queues = option("n_rxq").and_then(|n| n.parse().ok()).unwrap_or(0);
-                let device = Device { vdev, queues, affinity: cores::affinity(&interface.other_config) };
+                let affinity = cores::affinity(&interface.other_config);
+                let device = Device { vdev, queues, affinity, tunnel: None };
                 (true, runner.add(&bridge.name, config, device).map_err(|e| e.to_string()))
             }
             Err(e) => (false, Err(e)),

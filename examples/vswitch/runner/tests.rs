@@ -42,11 +42,11 @@ fn places(runner: &Runner) -> Vec<Vec<String>> {
 
 #[test]
 fn a_packet_leaves_by_a_port_of_another_core() {
-    let runner = runner(&[0, 1], "generator0,count=100,flows=10");
+    let runner = runner(&[0, 1], "generator0,flows=10");
     assert_eq!(places(&runner), [["from"], ["to"]]);
-    until("all packets cross", || runner.stats("to").unwrap().tx_packets == 100);
+    until("packets cross", || runner.stats("to").unwrap().tx_packets > 100);
     let sums: Vec<u64> = runner.cores().iter().map(|core| core.sum.stage.packets).collect();
-    assert_eq!(sums, [100, 0], "one core does all but the sending");
+    assert!(sums[0] > 100 && sums[1] == 0, "one core does all but the sending: {sums:?}");
     runner.stop();
 }
 

@@ -9,7 +9,7 @@ import struct
 import time
 
 from netns import Namespace
-from place import ROOT, Failed, Skip, check, cores, figure, need_command, run_dir, sh
+from place import ROOT, Failed, Skip, Unable, check, cores, figure, need_command, run_dir, sh
 from process import Process
 from scenario import scenario
 
@@ -299,6 +299,15 @@ class Taps:
         return got is not None and int(got.group(1)) > 0
 
 
+def need_tunnel():
+    need_taps()
+    room = Namespace()
+    out = room.run("ip link add vx type vxlan id 1 remote 10.0.0.2 dstport 4789 && echo made", must=False)
+    room.close()
+    if "made" not in out:
+        raise Unable("this kernel has no VXLAN")
+
+
 def need_taps():
     need()
     need_command("busybox", "busybox-static")
@@ -336,3 +345,44 @@ def vswitch_taps(full):
     check(taps.reaches("a", "b"), "the firewall does not let a reach b")
     check(not taps.reaches("c", "b"), "the firewall lets c reach b")
     figure(f"TCP {one:.0f} Mbit/s through two TAPs, {two:.0f} Mbit/s between two cores")
+
+
+@scenario(need_tunnel, seconds=90)
+def vswitch_tunnel(full):
+    """A TAP, vswitch and VXLAN to the kernel's own VXLAN device: pings whole and in fragments, TCP, a match on the tunnel."""
+    home, inside, far = Namespace(), Namespace(), Namespace()
+    home.run(f"ip link add under type veth peer name over netns {far.name}")
+    home.address("under", "10.78.0.1/24")
+    far.address("over", "10.78.0.2/24")
+    far.run("ip link add vx type vxlan id 77 remote 10.78.0.1 local 10.78.0.2 dstport 4789; ip link set vx mtu 1500")
+    far.address("vx", "10.79.0.2/24")
+    path = run_dir() / "tunnel.toml"
+    path.write_text("""idle_sleep_ms = 1
+[[bridge]]
+name = "br0"
+flows = ["in_port=1,actions=2", "in_port=2,tun_id=77,tun_src=10.78.0.2,tun_dst=10.78.0.1,actions=1"]
+[[bridge.port]]
+name = "tapa"
+number = 1
+vdev = "net_tap1,iface=tapa,mac=02:00:00:00:00:01"
+[[bridge.port]]
+name = "vx77"
+number = 2
+tunnel = { type = "vxlan", remote_ip = "10.78.0.2", local_ip = "10.78.0.1", key = "77" }
+""")
+    switch = home.spawn([binary(), "--config", str(path), "--no-huge"], "vswitch")
+    switch.expect("vswitch: ready", 60)
+    home.run(f"ip link set tapa netns {inside.name}")
+    inside.address("tapa", "10.79.0.1/24")
+    for size in (56, 1400, 1472, 4000):
+        out = inside.run(f"busybox ping -c 6 -i 0.2 -W 1 -s {size} 10.79.0.2", must=False)
+        got = re.search(r"(\d+) packets received", out)
+        check(got and int(got.group(1)) > 0, f"pings of {size} bytes: {out}")
+    server = far.spawn(["iperf3", "-s", "-1", "--forceflush"], "iperf3")
+    server.expect("Server listening", 30)
+    moved = iperf(inside.run, "10.79.0.2", "", 2)["sum_received"]["bits_per_second"] / 1e6
+    check(moved > 1, f"TCP moves only {moved:.2f} Mbit/s")
+    switch.child.terminate()
+    switch.wait(30)
+    check("vx77" not in home.run("ip -o link"), "the tunnel's device was left behind")
+    figure(f"TCP {moved:.0f} Mbit/s from a TAP through VXLAN")
