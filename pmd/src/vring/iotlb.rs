@@ -6,7 +6,7 @@
 //! chain that needs it stays in the ring until it has come. What is lent is known by its I/O addresses until
 //! it is home: a range that is to be nowhere is waited for ([`Vring::overlaps`](super::Vring::overlaps)).
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -110,10 +110,15 @@ impl Iotlb {
     /// Where an address is, and how many bytes from there on are known to follow it; `None`: it is not known
     /// where, or it may not be accessed like that.
     pub fn find(&self, iova: u64, perm: u8) -> Option<(u64, u64)> {
+        // All 2^64 bytes are one less.
+        self.entry(iova, perm).map(|entry| (entry.at(iova), (entry.last - iova).saturating_add(1)))
+    }
+
+    /// The range that an address is in, if it may be accessed like that.
+    pub fn entry(&self, iova: u64, perm: u8) -> Option<Entry> {
         let (_, entry) = self.entries.range(..=iova).next_back()?;
         let known = iova <= entry.last && entry.perm & perm == perm;
-        // All 2^64 bytes are one less.
-        known.then(|| (entry.at(iova), (entry.last - iova).saturating_add(1)))
+        known.then_some(*entry)
     }
 
     fn before(&self, first: u64) -> Option<Entry> {
@@ -192,16 +197,34 @@ impl Iommu {
         }
     }
 
-    /// A chain needs this; `false`: it will never have it.
-    fn miss(&mut self, miss: Miss) -> bool {
-        let again = self.needed.replace(miss) == Some(miss);
+    /// A chain needs these; `false`: it will never have the first.
+    fn miss(&mut self, misses: &[Miss]) -> bool {
+        let first = misses[0];
+        let again = self.needed.replace(first) == Some(first);
         if std::mem::take(&mut self.refused) && again {
-            self.wants.push(Want::Denied(miss));
+            self.wants.push(Want::Denied(first));
             return false;
         }
         self.blocked = true;
-        self.ask(miss);
+        misses.iter().for_each(|miss| self.ask(*miss));
         true
+    }
+
+    /// Asks for what is not known of a range; whether all of it is.
+    fn foresee(&mut self, addr: u64, len: u32, perm: u8) -> bool {
+        let (mut at, end) = (addr, addr.saturating_add(len.into()));
+        let mut known = true;
+        while at < end && self.asked.len() < MAX_ASKED {
+            at = match self.tlb.find(at, perm) {
+                Some((_, run)) => at.saturating_add(run),
+                None => {
+                    known = false;
+                    self.ask(Miss { iova: at & !(PAGE - 1), perm });
+                    (at | (PAGE - 1)).saturating_add(1)
+                }
+            };
+        }
+        known && at >= end
     }
 
     fn change(&mut self, change: Change) {
@@ -231,34 +254,59 @@ impl Iommu {
     }
 }
 
-/// A lender's memory by I/O addresses, for one chain.
+/// A lender's memory by I/O addresses, for one chain. What it misses it notes, and the walk goes on, so that
+/// all that a chain needs is asked for at once.
 struct Translated<'a> {
     lender: &'a Lender,
     tlb: &'a Iotlb,
-    miss: Cell<Option<Miss>>,
+    misses: RefCell<Vec<Miss>>,
     lent: RefCell<Vec<(u64, u64)>>,
 }
 
-impl Translated<'_> {
+impl<'a> Translated<'a> {
+    fn new(lender: &'a Lender, tlb: &'a Iotlb) -> Self {
+        Translated { lender, tlb, misses: RefCell::default(), lent: RefCell::default() }
+    }
+
+    fn note(&self, iova: u64, perm: u8) {
+        let (miss, mut misses) = (Miss { iova: iova & !(PAGE - 1), perm }, self.misses.borrow_mut());
+        if misses.len() < MAX_ASKED && !misses.contains(&miss) {
+            misses.push(miss);
+        }
+    }
+
     /// Guest address of `len` bytes that are at one place.
     fn locate(&self, iova: u64, len: u32, perm: u8) -> Result<u64, OutOfRange> {
         match self.tlb.find(iova, perm) {
             Some((gpa, run)) if run >= u64::from(len) => Ok(gpa),
             found => {
-                let from = found.map_or(iova, |(_, run)| iova.saturating_add(run));
-                self.miss.set(Some(Miss { iova: from & !(PAGE - 1), perm }));
+                self.note(found.map_or(iova, |(_, run)| iova.saturating_add(run)), perm);
                 Err(OutOfRange { gpa: iova, len: len.into() })
             }
         }
     }
+
+    /// In the place of a buffer in a page that is not known yet.
+    fn stand_in(&self, id: u16) -> Option<Buf> {
+        let first = self.lender.table().regions().first()?;
+        self.lender.lend(first.gpa, 1, id).ok()
+    }
+}
+
+/// Bytes from an address to the end of its page.
+fn page_rest(iova: u64) -> u64 {
+    PAGE - (iova & (PAGE - 1))
 }
 
 impl Memory for Translated<'_> {
     fn lend(&self, iova: u64, len: u32, id: u16, write: bool) -> Result<Buf, OutOfRange> {
-        let gpa = self.locate(iova, len, if write { WRITE } else { READ })?;
+        let gpa = match self.locate(iova, len, if write { WRITE } else { READ }) {
+            Ok(gpa) => gpa,
+            Err(missed) if u64::from(len) <= page_rest(iova) => return self.stand_in(id).ok_or(missed),
+            Err(missed) => return Err(missed),
+        };
         let buf =
             if write { self.lender.lend_writable(gpa, len, id)? } else { self.lender.lend(gpa, len, id)? };
-        self.miss.set(None);
         self.lent.borrow_mut().push((iova, iova + u64::from(len.max(1) - 1)));
         Ok(buf)
     }
@@ -266,10 +314,9 @@ impl Memory for Translated<'_> {
     fn contiguous(&self, iova: u64, write: bool) -> u64 {
         let perm = if write { WRITE } else { READ };
         let Some((gpa, run)) = self.tlb.find(iova, perm) else {
-            self.miss.set(Some(Miss { iova: iova & !(PAGE - 1), perm }));
-            return 0;
+            self.note(iova, perm);
+            return page_rest(iova);
         };
-        self.miss.set(None);
         run.min(self.lender.table().contiguous(gpa))
     }
 
@@ -324,23 +371,30 @@ impl<L: Layout> Vring<L> {
         let iommu = self.iommu.as_deref_mut().filter(|iommu| !iommu.blocked)?;
         let before = out.len();
         let again = self.track.as_ref().and_then(|track| track.again());
-        let (lender, tlb) = (&self.lender, &iommu.tlb);
-        let memory = Translated { lender, tlb, miss: Cell::default(), lent: RefCell::default() };
+        let memory = Translated::new(&self.lender, &iommu.tlb);
         let popped = match &again {
             Some((again, descriptors)) => {
                 self.layout.again(&memory, self.rules, out, again.at, descriptors).map(Some)
             }
             None => self.layout.pop(&memory, self.rules, out),
         };
-        let (miss, lent) = (memory.miss.get(), memory.lent.into_inner());
-        let chain = match (popped, miss) {
-            (Ok(chain), _) => chain?,
-            (Err(Fault::Memory(_)), Some(miss)) if iommu.miss(miss) => {
+        let (misses, lent) = (memory.misses.into_inner(), memory.lent.into_inner());
+        let chain = match popped {
+            Ok(chain) if misses.is_empty() => chain?,
+            Err(fault) if misses.is_empty() || !matches!(fault, Fault::Memory(_)) => {
+                return self.retire(fault, out, before);
+            }
+            walked => {
+                if let (Ok(Some(chain)), None) = (walked, again) {
+                    self.layout.unpop(chain.descs);
+                }
+                if !iommu.miss(&misses) {
+                    return self.retire(OutOfRange { gpa: misses[0].iova, len: PAGE }.into(), out, before);
+                }
                 self.take_back(out, before);
                 self.foresee();
                 return None;
             }
-            (Err(fault), _) => return self.retire(fault, out, before),
         };
         iommu.lent[usize::from(chain.id)] = lent;
         if !self.ledger.take(chain.id, (out.len() - before) as u16, chain.descs) {
@@ -355,27 +409,31 @@ impl<L: Layout> Vring<L> {
         self.popped_rarely(chain, out, before)
     }
 
-    /// Asks for what the next chains will need, if they have one descriptor each.
+    /// Asks for what the next chains will need, if they have one descriptor each, in the ring or in a table.
     pub fn foresee(&mut self) {
         let Some(iommu) = self.iommu.as_deref_mut() else { return };
+        if self.fault.is_some() || !self.layout.ready() {
+            return;
+        }
         let (flags, perm) = match self.rules.way {
             Way::ToDriver => (v::DESC_F_WRITE, WRITE),
             Way::FromDriver | Way::Both => (0, READ),
         };
-        if self.fault.is_some() || !self.layout.ready() {
-            return;
-        }
         let seen = self.layout.look(flags, &mut self.singles[..]);
         for single in &self.singles[..seen] {
-            let end = single.addr.saturating_add(single.len.into());
-            let mut at = single.addr;
-            while at < end && iommu.asked.len() < MAX_ASKED {
-                match iommu.tlb.find(at, perm) {
-                    Some((_, run)) => at = at.saturating_add(run),
-                    None => {
-                        iommu.ask(Miss { iova: at & !(PAGE - 1), perm });
-                        at = (at | (PAGE - 1)).saturating_add(1);
-                    }
+            iommu.foresee(single.addr, single.len, perm);
+        }
+        let seen = self.layout.look(v::DESC_F_INDIRECT, &mut self.singles[..]);
+        for single in &self.singles[..seen] {
+            if !iommu.foresee(single.addr, single.len, READ) || self.rules.way == Way::Both {
+                continue;
+            }
+            let entries = (single.len / v::DESC_BYTES).min(MAX_ASKED as u32);
+            for at in (0..entries).map(|i| single.addr.saturating_add(u64::from(i * v::DESC_BYTES))) {
+                // In both layouts an entry begins with its address and its length.
+                let entry = Translated::new(&self.lender, &iommu.tlb).peek::<[u64; 2]>(at);
+                if let Ok([addr, rest]) = entry {
+                    iommu.foresee(addr, rest as u32, perm);
                 }
             }
         }

@@ -24,7 +24,7 @@ use crate::spec::virtio as v;
 use crate::sys::eventfd::EventFd;
 use crate::vhost::lines::{Lines, say};
 use crate::vhost::{Ask, Files, Host, HostError, RingSetup, Signals};
-use crate::vring::iotlb::{Change, Miss};
+use crate::vring::iotlb::{Change, Entry, Miss};
 use crate::vring::log::Target;
 use crate::vring::record;
 use crate::vring::{AnyVring, RingLayout, Vring, Way};
@@ -483,6 +483,27 @@ impl Control {
         }
     }
 
+    /// Tells a ring that is with its queue where a range of I/O addresses is.
+    fn tell(&self, ring: u16, entry: Entry) {
+        let at = usize::from(ring);
+        let out = matches!(self.rings[at], Place::Running | Place::Late);
+        if out && self.translated[at].is_some() {
+            self.door(ring).change(side(ring), Change::Add(entry));
+        }
+    }
+
+    /// Takes what rings want of the guest's IOMMU, and tells them what is known.
+    fn hear(&mut self) {
+        for pair in 0..self.doors.len() as u16 {
+            for want in self.door(2 * pair).wants() {
+                if let Some(entry) = self.iommu.want(want) {
+                    self.tell(2 * pair, entry);
+                    self.tell(2 * pair + 1, entry);
+                }
+            }
+        }
+    }
+
     /// Has a packet received that says where this address is.
     fn herald(&mut self, mac: [u8; 6]) {
         match Herald::new(mac) {
@@ -790,19 +811,15 @@ impl Host for Control {
     fn translate(&mut self, update: &IotlbMsg) -> Result<(), HostError> {
         let entry = iommu::entry(update, self.table.as_deref())?;
         self.iommu.add(entry);
-        for ring in 0..self.rings.len() as u16 {
-            let at = usize::from(ring);
-            let out = matches!(self.rings[at], Place::Running | Place::Late);
-            if out && self.translated[at].is_some() {
-                self.door(ring).change(side(ring), Change::Add(entry));
-            }
-        }
+        (0..self.rings.len() as u16).for_each(|ring| self.tell(ring, entry));
         self.start_waiting();
         Ok(())
     }
 
     fn invalidate(&mut self, entry: &IotlbMsg) -> Result<(), HostError> {
         let range = iommu::range(entry);
+        // What rings have wanted is known, or asked for, before it is known no more.
+        self.hear();
         self.iommu.remove(range);
         let done = self.forget(range);
         // They ask for their areas again.
@@ -847,9 +864,7 @@ impl Host for Control {
 
     fn asks(&mut self) -> Vec<Ask> {
         if self.caller.called() {
-            for door in self.doors.iter() {
-                door.wants().into_iter().for_each(|want| self.iommu.want(want));
-            }
+            self.hear();
         }
         let mut asks = self.iommu.asks();
         // A driver whose rings do not run has nothing to announce itself by.

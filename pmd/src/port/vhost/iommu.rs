@@ -90,15 +90,23 @@ impl Iommu {
         self.asked.remove(&(miss.iova, miss.perm));
     }
 
-    /// What a ring says.
-    pub(super) fn want(&mut self, want: Want) {
+    /// What a ring says; the translation that it wants, if that is known by now. A guest may give an address up
+    /// as soon as the ring has used what was told before: to ask once more would be to ask for what is nowhere.
+    pub(super) fn want(&mut self, want: Want) -> Option<Entry> {
         match want {
-            Want::Translation(miss) => self.ask(miss),
+            Want::Translation(miss) => {
+                let known = self.tlb.entry(miss.iova, miss.perm);
+                if known.is_none() {
+                    self.ask(miss);
+                }
+                return known;
+            }
             Want::Denied(Miss { iova, perm }) if self.asks.len() < MAX_ASKS => {
                 self.asks.push(Ask::AccessFail { iova, perm });
             }
             Want::Denied(_) => {}
         }
+        None
     }
 
     fn ask(&mut self, Miss { iova, perm }: Miss) {
