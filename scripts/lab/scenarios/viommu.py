@@ -4,6 +4,7 @@ from guest import Guest
 from netns import Namespace
 from place import check, figure, need_guests, need_peers, run_dir
 from scenario import scenario
+from scenarios.driver import changes_drivers
 from scenarios.guest import GUEST, HOST, PACKED, forward, iperf, ping, transfer
 from testpmd import stand_in
 
@@ -52,7 +53,7 @@ def behind(name, iommu, append, device="", key="", seconds=2):
     netns.close()
 
 
-@scenario(need, seconds=180, full_seconds=600)
+@scenario(need, seconds=180, full_seconds=900)
 def viommu(full):
     """Guests behind intel-iommu and virtio-iommu, strict and lazy, split and packed: no ping lost, TCP and files both ways."""
     behind("intel-strict", INTEL, STRICT)
@@ -65,3 +66,5 @@ def viommu(full):
         behind("virtio-strict", VIRTIO, STRICT, seconds=5)
         behind("virtio-lazy", VIRTIO, LAZY, seconds=5)
         behind("passthrough", INTEL, "intel_iommu=on iommu.passthrough=1", seconds=5)
+        changes_drivers("drivers-split", "")
+        changes_drivers("drivers-packed", "packed=on")
