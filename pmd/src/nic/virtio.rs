@@ -111,6 +111,8 @@ struct Control<R> {
     memory: Memory,
     at: u64,
     door: transport::Door,
+    /// A command was not answered, or not by the rules: what comes now would be the answer to which?
+    lost: bool,
 }
 
 impl<R: Ring> VirtioNet<R> {
@@ -157,7 +159,7 @@ impl<R: Ring> VirtioNet<R> {
             Memory::new(4 * 4096, hugepages::Backing { page: hugepages::PageSize::Base, node: None })?;
         let (ring, door) = self.ring(index, size, &mut memory)?;
         let at = memory.take(COMMAND + 8, 64);
-        Ok(Some(Control { ring, memory, at, door }))
+        Ok(Some(Control { ring, memory, at, door, lost: false }))
     }
 
     /// What is set by commands, once the device runs.
@@ -201,6 +203,9 @@ const ALIGN: u64 = 4096;
 impl<R: Ring> Control<R> {
     fn send(&mut self, command: [u8; 2], data: &[u8]) -> Result<(), NicError> {
         use hugepages::Words;
+        if self.lost {
+            return Err(NicError::Device("the device has left a command unanswered; start it anew".into()));
+        }
         let bytes = self.memory.words::<u64>(self.at, COMMAND / 8 + 1);
         let mut words = vec![0u8; COMMAND];
         words[..2].copy_from_slice(&command);
@@ -210,7 +215,7 @@ impl<R: Ring> Control<R> {
         bytes.set(COMMAND / 8, 0xff);
         let chain =
             [Segment::read(self.at, 2 + data.len() as u32), Segment::write(self.at + COMMAND as u64, 1)];
-        self.ring.add(&chain).expect("one command at a time");
+        self.ring.add(&chain).expect("one command at a time, and none that is lost");
         if self.ring.publish() {
             self.door.kick();
         }
@@ -222,6 +227,7 @@ impl<R: Ring> Control<R> {
                 true
             }
         });
+        self.lost = !used || lie.is_some();
         if let Some(lie) = lie {
             return Err(NicError::Device(format!("the device answers command {command:?}: {lie}").into()));
         }
@@ -321,4 +327,69 @@ pub(crate) fn liar<R: Ring>(
     let (rx, tx) = (ring(0), ring(1));
     let table = memory.table().clone();
     (VirtioRings::new(rx, tx, memory, features, 4018), table)
+}
+
+#[cfg(test)]
+mod tests {
+    use hugepages::{Backing, PageSize, Words};
+
+    use super::*;
+    use crate::nic::Registers;
+    use crate::vring::driver::{Packed, Split};
+
+    /// Registers of a device that nobody hears of.
+    struct Deaf;
+
+    impl Registers for Deaf {
+        fn read(&self, _: u32, _: u32) -> u32 {
+            0
+        }
+
+        fn write(&self, _: u32, _: u32, _: u32) {}
+    }
+
+    fn control<R: Ring>(features: u64) -> (Control<R>, Areas) {
+        let mut memory = Memory::new(4 * 4096, Backing { page: PageSize::Base, node: None }).unwrap();
+        let bytes = Areas::at(0, CONTROL, features, 0).end as usize;
+        let areas = Areas::at(memory.take(bytes, ALIGN), CONTROL, features, 0);
+        let ring = R::open(&areas, memory.table()).unwrap();
+        let (at, door) = (memory.take(COMMAND + 8, 64), transport::Door::of(Arc::new(Deaf), 0));
+        (Control { ring, memory, at, door, lost: false }, areas)
+    }
+
+    fn unanswered<R: Ring>(features: u64) {
+        let (mut control, areas) = control::<R>(features);
+        let why = control.send(PROMISCUOUS, &[1]).unwrap_err();
+        assert!(matches!(why, NicError::Late(..)), "{why}");
+        // The answer comes after all, and is none to what is asked now.
+        let device = control.memory.words::<u16>(areas.device, 4);
+        device.set(1, 1);
+        control.memory.words::<u64>(control.at, COMMAND / 8 + 1).set(COMMAND / 8, 0);
+        for _ in 0..2 * CONTROL {
+            let why = control.send(ALL_MULTICAST, &[1]).unwrap_err().to_string();
+            assert!(why.contains("unanswered"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_answers_no_command_costs_no_more_than_its_own() {
+        unanswered::<Split>(v::F_VERSION_1);
+        unanswered::<Packed>(v::F_VERSION_1 | v::F_RING_PACKED);
+    }
+
+    #[test]
+    fn answers_to_what_was_not_asked_are_lies() {
+        let (mut lying, areas) = control::<Split>(v::F_VERSION_1);
+        let used = lying.memory.words::<u16>(areas.device, 8);
+        (used.set(2, 9), used.set(1, 1));
+        let why = lying.send(PROMISCUOUS, &[1]).unwrap_err().to_string();
+        assert!(why.contains("the device answers command"), "{why}");
+        assert!(lying.send(PROMISCUOUS, &[1]).is_err());
+        // One that says it is done, and has not written how it went.
+        let (mut silent, areas) = control::<Split>(v::F_VERSION_1);
+        let used = silent.memory.words::<u16>(areas.device, 8);
+        used.set(1, 1);
+        let why = silent.send(PROMISCUOUS, &[1]).unwrap_err().to_string();
+        assert!(why.contains("refused"), "{why}");
+    }
 }
