@@ -187,6 +187,11 @@ impl Conntrack {
             key.lay(Field::CtState, u128::from(state::TRACKED | state::INVALID));
             return None;
         }
+        // Answers of another connection would come here, if both had the same.
+        if self.find(&connection.reply, now).is_some() {
+            key.lay(Field::CtState, u128::from(state::TRACKED | state::INVALID));
+            return None;
+        }
         connection.until_ms = now + connection.time();
         let bits = state::TRACKED | state::NEW | if op.nat.is_some() { connection.nat_bits(0) } else { 0 };
         connection.tell(bits, key);
@@ -236,6 +241,17 @@ impl Conntrack {
         let is = |c: &Connection| zone.is_none_or(|z| z == c.original.zone);
         let gone: Vec<u64> = self.connections.iter().filter(|(_, c)| is(c)).map(|(id, _)| *id).collect();
         gone.into_iter().for_each(|id| self.forget(id));
+    }
+
+    /// Every tuple is of a connection that is there, and every connection has both its own.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn check(&self) {
+        for (id, c) in &self.connections {
+            let found = [c.original, c.reply].map(|t| self.tuples.get(&t).map(|(id, _)| *id));
+            assert_eq!(found, [Some(*id); 2], "{c:?}");
+        }
+        let own = |c: &Connection| if c.original == c.reply { 1 } else { 2 };
+        assert_eq!(self.tuples.len(), self.connections.values().map(own).sum::<usize>());
     }
 
     /// As `dpctl/dump-conntrack` prints them.

@@ -6,8 +6,12 @@ use super::Tuple;
 use crate::vswitch::flow::action::{Nat, Side};
 use crate::vswitch::flow::key::proto;
 
-/// Addresses and ports that are tried before it is given up.
-const TRIES: u32 = 1 << 16;
+/// Addresses that are tried before it is given up, and ports of all of them: who uses up all that there are costs
+/// others little time.
+const HOSTS: u128 = 16;
+const TRIES: u32 = 1024;
+/// From one port that is tried to the next, where not all can be: whoever takes many takes them in a row.
+const STRIDE: u32 = 40_507;
 
 /// The tuple of the answers, with the addresses that NAT gives; `None`: all are taken.
 pub(super) fn choose(nat: &Nat, original: &Tuple, taken: impl Fn(&Tuple) -> bool) -> Option<Tuple> {
@@ -40,8 +44,11 @@ pub(super) fn choose(nat: &Nat, original: &Tuple, taken: impl Fn(&Tuple) -> bool
     } else {
         (hash >> 32) as u32 % ports
     };
-    for i in 0..hosts.min(u128::from(TRIES)) as u32 {
-        let host = first + (u128::from(hash) + u128::from(i)) % hosts;
+    let tried = hosts.min(HOSTS);
+    let each = ports.min(TRIES / tried as u32);
+    let stride = if each == ports { 1 } else { STRIDE };
+    for i in 0..tried {
+        let host = first + (u128::from(hash) + i) % hosts;
         let with = |port: u16| match side {
             Side::Src => Tuple { dst: host, dst_port: port, ..plain },
             Side::Dst => Tuple { src: host, src_port: port, ..plain },
@@ -50,7 +57,9 @@ pub(super) fn choose(nat: &Nat, original: &Tuple, taken: impl Fn(&Tuple) -> bool
             return Some(with(own_port));
         }
         let from = if start == u32::MAX { 0 } else { start };
-        let free = (0..ports).map(|n| with(low + ((from + n) % ports) as u16)).find(|t| !taken(t));
+        let port =
+            |n: u32| low + ((u64::from(from) + u64::from(n) * u64::from(stride)) % u64::from(ports)) as u16;
+        let free = (0..each).map(|n| with(port(n))).find(|t| !taken(t));
         if free.is_some() {
             return free;
         }

@@ -94,6 +94,46 @@ fn sources_are_changed_there_and_back() {
 }
 
 #[test]
+fn no_connection_takes_the_answers_of_another() {
+    let mut table = Conntrack::default();
+    let addr = std::net::Ipv4Addr::from(99).into();
+    let nat =
+        Nat { side: Some(Side::Src), addrs: Some((addr, addr)), ports: Some((500, 500)), ..Nat::default() };
+    let commit = CtOp { nat: Some(nat), ..op(true) };
+    table.track(&commit, &mut key(1, 2, (10, 80), 0), &Beyond::default(), 1).unwrap();
+    // Somebody who says that he is that address, and has that port.
+    let state = state_of(&mut table, &op(true), key(99, 2, (500, 80), 0));
+    assert_eq!(state, state::TRACKED | state::INVALID);
+    table.check();
+    let follow = CtOp { nat: Some(Nat::default()), ..op(false) };
+    let back = table.track(&follow, &mut key(2, 99, (80, 500), 0), &Beyond::default(), 1).unwrap().tuple;
+    assert_eq!((back.dst, back.dst_port), (1, 10));
+    // When the first has ended, its answers are anybody's.
+    table.age(1 + timeout::UDP);
+    assert_eq!(state_of(&mut table, &op(true), key(99, 2, (500, 80), 0)), NEW);
+    table.check();
+}
+
+#[test]
+fn ports_that_are_used_up_cost_few_look_ups() {
+    let original = Tuple::of(&key(1, 2, (1500, 80), 0), 5, 0).unwrap();
+    let number = |n: u32| std::net::Ipv4Addr::from(n).into();
+    for addrs in [None, Some((number(99), number(99))), Some((number(0), number(u32::MAX)))] {
+        let nat = Nat { side: Some(Side::Src), addrs, ..Nat::default() };
+        let looked = std::cell::Cell::new(0);
+        let full = |_: &Tuple| {
+            looked.set(looked.get() + 1);
+            true
+        };
+        assert!(nat::choose(&nat, &original, full).is_none());
+        assert!(looked.get() <= 1100, "{} look-ups", looked.get());
+        // Most are taken, in a row.
+        let free = nat::choose(&nat, &original, |reply| reply.dst_port < 60_000).unwrap();
+        assert!(free.dst_port >= 60_000);
+    }
+}
+
+#[test]
 fn errors_are_related_to_what_they_quote() {
     let mut table = Conntrack::default();
     state_of(&mut table, &op(true), key(1, 2, (10, 20), 0));
