@@ -320,12 +320,21 @@ mod tests {
         for _ in 0..50 {
             let file = memfd(1 << 16);
             let table = Table::of(Map::file(file.try_clone().unwrap(), 0, 1 << 16).unwrap().0);
+            let cut = AtomicBool::new(false);
             std::thread::scope(|threads| {
                 for start in 0..4 {
-                    let words = table.window::<u64>(0, 1 << 13).unwrap();
-                    threads.spawn(move || (0..100_000).for_each(|i| words.set((start + i) % (1 << 13), 1)));
+                    let (words, cut) = (table.window::<u64>(0, 1 << 13).unwrap(), &cut);
+                    threads.spawn(move || {
+                        // All of it once more when it is gone for certain.
+                        let mut last = false;
+                        while !last {
+                            last = cut.load(Ordering::Relaxed);
+                            (0..1 << 13).for_each(|i| words.set((start + i) % (1 << 13), 1));
+                        }
+                    });
                 }
                 ftruncate(&file, 0).unwrap();
+                cut.store(true, Ordering::Relaxed);
             });
             assert!(table.damage().is_some());
         }
