@@ -292,7 +292,13 @@ impl<'g, R: Ring> Traffic<'g, R> {
         let _ = self.receive.publish();
     }
 
-    fn send(&mut self) -> bool {
+    /// The front-end, for messages meanwhile.
+    pub(crate) fn front(&mut self) -> &mut Front {
+        &mut self.guest.front
+    }
+
+    /// One frame more, if there is room.
+    pub(crate) fn send(&mut self) -> bool {
         while self.transmit.used().unwrap().is_some() {}
         if self.transmit.free() <= NUM / 2 {
             return false;

@@ -13,6 +13,7 @@
 //! - `memory`: files that shrink
 //! - `rings`: T, the rings
 //! - `iommu`: M12, addresses of the guest's IOMMU that change while they are used
+//! - `log`: L, what is written while a guest moves
 //! - `device`: Z, a device that reads frames where they lie, and sits on them
 //! - `race`: T9, rings that change while they are read
 //! - `fair`: what a neighbour keeps of its rate, a run by hand
@@ -25,6 +26,7 @@ mod guest;
 mod handover;
 mod house;
 mod iommu;
+mod log;
 mod memory;
 mod messages;
 mod race;
