@@ -381,7 +381,8 @@ mod tests {
     fn answers_to_what_was_not_asked_are_lies() {
         let (mut lying, areas) = control::<Split>(v::F_VERSION_1);
         let used = lying.memory.words::<u16>(areas.device, 8);
-        (used.set(2, 9), used.set(1, 1));
+        used.set(2, 9);
+        used.set(1, 1);
         let why = lying.send(PROMISCUOUS, &[1]).unwrap_err().to_string();
         assert!(why.contains("the device answers command"), "{why}");
         assert!(lying.send(PROMISCUOUS, &[1]).is_err());

@@ -20,6 +20,8 @@ mod client;
 mod control;
 mod door;
 mod hub;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod lies;
 mod ring;
 mod server;
 mod wire;

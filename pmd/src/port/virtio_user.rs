@@ -18,6 +18,8 @@ mod control;
 mod door;
 mod frames;
 mod front;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod lies;
 mod memory;
 mod queue;
 mod receive;

@@ -14,19 +14,7 @@ mod record;
 mod rig;
 mod rings;
 
-/// Runs a target over its corpus, and over what is left of each input when it ends early.
-#[track_caller]
-fn replay(name: &str, run: fn(&[u8])) {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/").to_owned() + name;
-    let mut inputs = 0;
-    for file in std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{folder}: {e}")) {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        run(&bytes);
-        run(&bytes[..bytes.len() / 2]);
-        inputs += 1;
-    }
-    assert!(inputs > 0, "{folder} is empty");
-}
+include!("../../../fuzz/replay.rs");
 
 #[test]
 fn conversations() {

@@ -48,17 +48,21 @@ const TEN_GIGABIT: &[(u32, u32, u32)] =
 const VMXNET3: &[(u32, u32, u32)] = &[(0x00, 1, 0), (0x08, 1, 0), (0x20, 0, u32::MAX)];
 
 /// The bytes that say what happens.
-struct Script<'a>(&'a [u8]);
+pub(crate) struct Script<'a>(&'a [u8]);
 
-impl Script<'_> {
-    fn byte(&mut self) -> Option<u8> {
+impl<'a> Script<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Script<'a> {
+        Script(bytes)
+    }
+
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         let (byte, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*byte)
     }
 
     /// What is missing is zero.
-    fn number(&mut self, bytes: usize) -> u64 {
+    pub(crate) fn number(&mut self, bytes: usize) -> u64 {
         (0..bytes).fold(0, |number, _| number << 8 | u64::from(self.byte().unwrap_or(0)))
     }
 }
@@ -151,7 +155,7 @@ fn play<R: Rings + 'static>(
 /// The first bytes choose the driver, the size of its rings and how it is lied to while it starts.
 pub fn run(data: &[u8]) {
     let Some((&[which, size, early, _], data)) = data.split_first_chunk::<4>() else { return };
-    let mut script = Script(data);
+    let mut script = Script::new(data);
     let bits = [GIGABIT, GIGABIT, TEN_GIGABIT, VMXNET3, &[], &[]][usize::from(which) % 6];
     let lies = (0..early % 64 * (early >> 7)).map(|_| script.number(4) as u32).collect();
     let liar = Arc::new(Liar { regs: Mutex::default(), bits, lies: Mutex::new(lies) });
