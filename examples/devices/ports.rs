@@ -255,6 +255,7 @@ impl Maker {
             promiscuous: vdev.flag("promisc").unwrap_or(default.promiscuous),
             mac: vdev.mac("mac"),
             copy_break: vdev.number("copy_break").map_or(default.copy_break, |n| n as u32),
+            direct: vdev.flag("direct").unwrap_or(default.direct),
             backing: self.backing,
         }
     }

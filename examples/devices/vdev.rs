@@ -260,7 +260,7 @@ mod tests {
             ),
             (
                 "3b:00.0,speed=1",
-                "--vdev 0000:3b:00.0: unknown key 'speed'; allowed: pci, copy_break, promisc, mtu, queues, mac, tracer, record, gro, fault",
+                "--vdev 0000:3b:00.0: unknown key 'speed'; allowed: pci, copy_break, direct, promisc, mtu, queues, mac, tracer, record, gro, fault",
             ),
             ("net_null", "--vdev net_null: 'net_null' needs a number, as in net_null0"),
             ("vhost0", "--vdev net_vhost0: key 'iface' is required"),

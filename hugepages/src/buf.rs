@@ -40,6 +40,13 @@ pub struct Offload {
 
 pub(crate) const MORE: u8 = 1;
 pub(crate) const WRITE: u8 = 2;
+/// It begins behind a header that was skipped, which belongs to the loan.
+const BEHIND: u8 = 4;
+/// It begins elsewhere in the range that was lent.
+const MOVED: u8 = 8;
+
+/// Bytes of the header that [`Buf::skip_header`] skips.
+const SKIPPED: u32 = 12;
 
 /// Whose loan, and which: the owner in the upper half, its own number in the lower. One word, so that a
 /// buffer becomes a receipt by one load and one store.
@@ -69,7 +76,8 @@ impl Tag {
 
 /// A range of bytes on loan: part of a packet, or room for one.
 ///
-/// 32 bytes, moved and never cloned. It can only shrink. The bytes belong to shared memory: they are
+/// 32 bytes, moved and never cloned. It can only shrink, but for a header that was [skipped](Buf::skip_header)
+/// and is put back. The bytes belong to shared memory: they are
 /// copied in and out, and no reference to them exists. Must be [finished](Buf::finish); one that is
 /// merely dropped counts as out forever, which costs its lender's memory but is safe.
 #[derive(Debug)]
@@ -181,6 +189,7 @@ impl Buf {
         // SAFETY: n <= len: the result is in, or one past, the range on loan.
         self.at = unsafe { self.at.add(n as usize) };
         self.len -= n;
+        self.flags = self.flags & !BEHIND | MOVED;
     }
 
     /// Keeps the first `n` bytes.
@@ -195,6 +204,7 @@ impl Buf {
     pub fn take_header<const HEADER: u32>(&mut self) -> Option<(u64, u16)> {
         const { assert!(HEADER == 12 || HEADER == 10, "a header of 10 or 12 bytes") };
         let rest = self.len.checked_sub(HEADER)?;
+        debug_assert!(self.flags & BEHIND == 0, "one header is taken off, or skipped");
         // SAFETY: there are HEADER bytes, at least 10; any are valid integers.
         let header = unsafe {
             let at = self.at.as_ptr();
@@ -203,6 +213,68 @@ impl Buf {
         };
         self.len = rest;
         Some(header)
+    }
+
+    /// Leaves a header of 12 bytes in front of what is to be written: [`Buf::put_header`] writes it, or
+    /// [`Buf::close_up`] closes the gap. `false`: it has no 12 bytes, or does not begin where the loan does.
+    pub fn skip_header(&mut self) -> bool {
+        if self.len < SKIPPED || self.flags & (BEHIND | MOVED) != 0 {
+            return false;
+        }
+        self.advance(SKIPPED);
+        self.flags = self.flags & !MOVED | BEHIND;
+        true
+    }
+
+    /// Begins again where the loan does, with the header that was skipped.
+    fn unskip(&mut self) {
+        assert!(self.flags & BEHIND != 0, "a header was skipped");
+        // SAFETY: skip_header() went forward over so many bytes of the loan, and nobody has moved the
+        // beginning since: advance() takes the flag away, take_header() only goes further forward.
+        self.at = unsafe { self.at.sub(SKIPPED as usize) };
+        self.len += SKIPPED;
+        self.flags &= !BEHIND;
+    }
+
+    /// Writes the header that was skipped, of which the buffer begins then: 8 bytes, and 4. `false`: none
+    /// was, what is in front has been taken off since, or it may not be written.
+    pub fn put_header(&mut self, (low, high): (u64, u32)) -> bool {
+        if self.flags & (BEHIND | WRITE) != BEHIND | WRITE {
+            return false;
+        }
+        self.unskip();
+        self.poke(0, low) && self.poke(8, high)
+    }
+
+    /// Moves what it holds to the beginning of its loan, over a header that was skipped. `false`: what is
+    /// in front has been taken off, or it may not be written.
+    pub fn close_up(&mut self) -> bool {
+        if self.flags & MOVED != 0 || !self.writable() {
+            return false;
+        }
+        if self.flags & BEHIND != 0 {
+            let (bytes, mut at) = (self.len, 0);
+            self.unskip();
+            let mut some = [0; 256];
+            while at < bytes {
+                let n = self.read(at + SKIPPED, &mut some);
+                at += self.write(at, &some[..n]) as u32;
+            }
+            self.truncate(bytes);
+        }
+        true
+    }
+
+    /// Whether it can be given back as it is, behind a header: it begins where one was skipped.
+    #[inline(always)]
+    pub fn is_behind_header(&self) -> bool {
+        self.flags & (BEHIND | MOVED) == BEHIND
+    }
+
+    /// Whether something was taken off in front.
+    #[inline(always)]
+    pub fn is_moved(&self) -> bool {
+        self.flags & MOVED != 0
     }
 
     /// A copy of the value at byte `off`; `None` if it does not fit. Values of 1, 2, 4 and 8 bytes are
@@ -596,6 +668,46 @@ mod tests {
         from.set_more(true);
         assert!(!from.copy_whole::<12>(prefix, &mut room));
         for buf in [from, to, room, empty] {
+            let _ = buf.finish(0);
+        }
+    }
+
+    #[test]
+    fn a_header_that_was_skipped_is_put_back_where_it_was_and_nowhere_else() {
+        let lender = lender(4096);
+        let mut buf = lender.lend_writable(64, 700, 0).unwrap();
+        let frame: Vec<u8> = (0..688).map(|i| i as u8).collect();
+        assert!(!buf.put_header((1, 2)) && buf.skip_header() && !buf.skip_header());
+        assert_eq!((buf.len(), buf.write(0, &frame)), (688, 688));
+        assert!(buf.is_behind_header() && buf.put_header((0x0807_0605_0403_0201, 0x0c0b_0a09)));
+        assert!(
+            !buf.is_behind_header() && buf.len() == 700 && buf.peek(8) == Some(*b"\x09\x0a\x0b\x0c\0\x01")
+        );
+        // The gap is closed, whatever the length.
+        for len in [0, 1, 255, 256, 257, 688] {
+            let mut buf = lender.lend_writable(1024, 700, 0).unwrap();
+            assert!(buf.skip_header() && buf.write(0, &frame[..len]) == len);
+            buf.truncate(len as u32);
+            assert!(buf.close_up() && buf.close_up() && buf.len() as usize == len && !buf.is_behind_header());
+            let mut bytes = vec![0; len];
+            assert_eq!((buf.read(0, &mut bytes), bytes.as_slice()), (len, &frame[..len]));
+            let first = lender.lend(1024, 700, 0).unwrap();
+            assert!(len == 0 || first.peek::<u8>(0) == Some(frame[0]), "at the beginning of the loan");
+            for buf in [buf, first] {
+                let _ = buf.finish(0);
+            }
+        }
+        // Not once something was taken off, and not of what is too short or may not be written.
+        let mut moved = lender.lend_writable(64, 700, 0).unwrap();
+        assert!(moved.skip_header());
+        moved.advance(4);
+        assert!(moved.is_moved() && !moved.put_header((0, 0)) && !moved.close_up() && !moved.skip_header());
+        let (mut short, mut fixed) =
+            (lender.lend_writable(0, 11, 0).unwrap(), lender.lend(0, 64, 0).unwrap());
+        assert!(
+            !short.skip_header() && fixed.skip_header() && !fixed.put_header((0, 0)) && !fixed.close_up()
+        );
+        for buf in [buf, moved, short, fixed] {
             let _ = buf.finish(0);
         }
     }

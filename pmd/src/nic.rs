@@ -151,6 +151,8 @@ pub(crate) enum Arrival {
 pub(crate) trait Rings: Send {
     /// Most buffers that one packet may have.
     const MOST: usize;
+    /// The device writes the header of a virtio-net packet, of 12 bytes, in front of what it receives.
+    const HEADER: bool = false;
 
     /// Whether the device itself does what a packet leaves to be done.
     fn completes(&self, offload: &Offload) -> bool;
@@ -168,6 +170,8 @@ pub(crate) trait Rings: Send {
 
     /// Empty buffers that the receive ring holds at most.
     fn rx_size(&self) -> u16;
+    /// Bytes that the device may write to an empty buffer, whatever its length; 0: it keeps to the length.
+    fn writes(&self) -> u32;
     /// Adds an empty buffer; the number under which it is kept, below [`Rings::rx_size`] + 2. The caller
     /// counts them.
     fn post(&mut self, empty: &Buf) -> u16;

@@ -167,10 +167,25 @@ pub trait Queue: Send + Any {
     fn lent(&self) -> u32;
     /// Buffers of others that `tx` took and that are not reaped yet.
     fn held(&self) -> u32;
-    /// Direct receive: takes empty buffers of another lender to fill; how many.
+    /// Direct receive: the empty buffers of a guest that [`Queue::post`] would take now; `None`: it takes
+    /// none, or does not receive at present.
+    fn wants(&self) -> Option<Wanted> {
+        None
+    }
+    /// Direct receive: takes empty buffers of another lender from the front of `empty` to fill; how many.
+    /// What comes in is lent by `rx` in them, behind 12 bytes for their header; those that are given up
+    /// come back by `reap`.
     fn post(&mut self, empty: &mut Batch<Buf>) -> usize {
         let _ = empty;
         0
+    }
+    /// Direct receive: gives up what was posted and has not been filled.
+    fn unpost(&mut self) {}
+    /// Direct receive, at the other end: lends empty buffers, as `wanted`, to the back of `out`, which is empty;
+    /// how many. `tx` takes them again, filled, and nothing is copied. `None`: those that are out are wanted back.
+    fn empty(&mut self, wanted: &Wanted, out: &mut Batch<Buf>) -> Option<usize> {
+        let _ = (wanted, out);
+        Some(0)
     }
     /// After some turns in which `rx` brought nothing: `true`, it may be left alone until the word that
     /// it lets `monitor` watch changes, it is sent something, receipts come for it, or the control side
@@ -195,6 +210,17 @@ pub trait Queue: Send + Any {
     fn counters(&self) -> Arc<Counters>;
 }
 
+/// Empty buffers for direct receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// How many.
+    pub most: usize,
+    /// Bytes that each must have, the 12 of a header among them.
+    pub least: u32,
+    /// Bytes that each must have of a guest whose packets are of one buffer each.
+    pub whole: u32,
+}
+
 /// Counters of one queue: written by its core only, read by anyone.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -215,6 +241,8 @@ pub struct Counters {
     pub tx_errors: Count,
     /// Packets taken by `tx` that the peer has said it does not want.
     pub tx_filtered: Count,
+    /// Packets taken by `tx` that lay in the peer's memory already: nothing was copied.
+    pub tx_in_place: Count,
     /// Notifications sent to the peer.
     pub calls: Count,
     /// Rings retired for a fault of the peer.
@@ -252,6 +280,7 @@ pub struct Stats {
     pub tx_bytes: u64,
     pub tx_errors: u64,
     pub tx_filtered: u64,
+    pub tx_in_place: u64,
     pub calls: u64,
     pub faults: u64,
 }
@@ -268,6 +297,7 @@ impl Counters {
             tx_bytes: self.tx_bytes.get(),
             tx_errors: self.tx_errors.get(),
             tx_filtered: self.tx_filtered.get(),
+            tx_in_place: self.tx_in_place.get(),
             calls: self.calls.get(),
             faults: self.faults.get(),
         }
@@ -285,6 +315,7 @@ impl Stats {
             tx_bytes: f(self.tx_bytes, other.tx_bytes),
             tx_errors: f(self.tx_errors, other.tx_errors),
             tx_filtered: f(self.tx_filtered, other.tx_filtered),
+            tx_in_place: f(self.tx_in_place, other.tx_in_place),
             calls: f(self.calls, other.calls),
             faults: f(self.faults, other.faults),
         }

@@ -393,6 +393,10 @@ impl<L: Layout> Vring<L> {
         (least, longest): (u32, u32),
         weight: u64,
     ) -> (usize, u64) {
+        if WRITABLE {
+            // Those that `fill` has looked at.
+            self.ahead = 0..0;
+        }
         let Vring { layout, lender, ledger, singles, .. } = self;
         let flags = if WRITABLE { v::DESC_F_WRITE } else { 0 };
         let seen = layout.look(flags, &mut singles[..most.min(RUN)]);
@@ -564,6 +568,12 @@ impl<L: Layout> Vring<L> {
     #[inline(always)]
     pub fn owner(&self) -> std::num::NonZeroU16 {
         self.lender.owner()
+    }
+
+    /// Whether its buffers may be out for long, filled by a device that nobody watches: nothing is written
+    /// down about them, their addresses stay what they are, and none waits for those before it.
+    pub fn lends_far(&self) -> bool {
+        self.plain && !self.place.has(v::F_IN_ORDER)
     }
 
     /// Why it was retired.
@@ -745,6 +755,16 @@ impl AnyVring {
     /// See [`Vring::log`].
     pub fn log(&mut self, target: Option<log::Target>, held: &Batch<Buf>) {
         with_ring!(self, ring => ring.log(target, held));
+    }
+
+    /// See [`Vring::lends_far`].
+    pub fn lends_far(&self) -> bool {
+        with_ring!(self, ring => ring.lends_far())
+    }
+
+    /// See [`Vring::size`].
+    pub fn size(&self) -> u16 {
+        with_ring!(self, ring => ring.size())
     }
 
     /// See [`Vring::find_place`].

@@ -297,6 +297,7 @@ impl Worker {
                 self.stage.flush(&mut self.out);
                 self.stage = stage;
             }
+            Command::Feed(pairs) => self.out.set_feeds(&pairs),
             Command::SetBurst(packets) => self.batch.set_burst(packets),
             Command::Start => self.running = true,
             Command::Pause => {

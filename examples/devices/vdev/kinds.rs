@@ -189,6 +189,7 @@ pub(super) const KINDS: &[Kind] = &[
         keys: &[
             key("pci", Form::Text, "its address, as 0000:3b:00.0; scripts/bind status lists them"),
             key("copy_break", Form::Number(0, 65535), "frames of at most so many bytes are copied when sent"),
+            key("direct", Form::Flag, "1: a guest's own: what comes in goes straight into its buffers"),
             key("promisc", Form::Flag, "0: take only frames for its own address"),
             key("mtu", Form::Number(68, 65535), "largest payload of a frame; --max-pkt-len unless given"),
             QUEUES,

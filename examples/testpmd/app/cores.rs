@@ -152,6 +152,12 @@ impl App {
             let share = shares.iter().find(|s| s.lcore.id == core.lcore.id);
             let routes = share.map_or_else(Routes::default, |s| self.routes(s));
             core.worker.set_stage(stages(core, routes)).map_err(|e| e.to_string())?;
+            // Into a guest's own buffers, where a NIC is there for it alone.
+            let direct = |s: &&Stream| self.slot(s.rx.0).vdev.flag("direct") == Some(true);
+            let streams = share.iter().flat_map(|share| &share.streams).filter(direct);
+            let feeds: Vec<_> =
+                streams.map(|s| (queue_id(s.rx.0, s.rx.1), queue_id(s.tx.0, s.tx.1))).collect();
+            core.worker.feed(&feeds).map_err(|e| e.to_string())?;
         }
         Ok(())
     }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use hugepages::Offload;
 
-use super::intel::{Filters, Format, IntelRings, Place, Totals, mask};
+use super::intel::{self, Filters, Format, IntelRings, Place, Totals, mask};
 use super::pci::Id;
-use super::{About, Chip, NicError, Regs, Setup, wait};
+use super::{About, Chip, NicError, Regs, Setup};
 use crate::filter::Filter;
 use crate::spec::net::{GSO_NONE, HDR_F_NEEDS_CSUM};
 use crate::sys::vfio::Device;
@@ -20,10 +20,6 @@ pub(crate) const IDS: &[Id] = &[Id { vendor: 0x8086, device: 0x10d3 }, Id { vend
 
 /// §1.3: jumbo frames of 9018 bytes with the check sequence; a VLAN tag besides.
 const MAX_FRAME: u32 = 9018 - 4 + 4;
-/// Patience with a reset, §4.6.1 says 1 ms.
-const RESET: Duration = Duration::from_millis(100);
-/// Patience with requests that are on the bus, §3.1.3.10.
-const QUIET: Duration = Duration::from_millis(100);
 /// Descriptors of the 82574: extended ones for receive (§7.1.5), context and data ones for transmit
 /// (§7.2.10, §7.2.11).
 pub(crate) struct Extended;
@@ -81,14 +77,7 @@ impl E1000e {
         regs.set(r::IMC, u32::MAX);
         regs.set(r::RCTL, 0);
         regs.set(r::TCTL, r::TCTL_PSP);
-        regs.change(r::CTRL, r::CTRL_GIO_MASTER_DISABLE, 0);
-        // One that has requests out for good is reset all the same.
-        wait(QUIET, || regs.get(r::STATUS) & r::STATUS_GIO_MASTER == 0);
-        regs.change(r::CTRL, r::CTRL_RST, 0);
-        std::thread::sleep(Duration::from_millis(1));
-        if !wait(RESET, || regs.get(r::CTRL) & r::CTRL_RST == 0) {
-            return Err(NicError::Late("leave reset", RESET.as_millis() as u64));
-        }
+        intel::reset(regs, r::CTRL_RST, Duration::from_millis(1))?;
         regs.set(r::IMC, u32::MAX);
         regs.get(r::ICR);
         Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hugepages::Offload;
 
-use super::intel::{Advanced, Filters, Format, IntelRings, Totals, mask};
+use super::intel::{self, Advanced, Filters, Format, IntelRings, Totals, mask};
 use super::pci::Id;
 use super::{About, Chip, NicError, Regs, Setup, rss, wait};
 use crate::filter::Filter;
@@ -77,14 +77,7 @@ impl Igb {
         regs.set(r::EIMC, u32::MAX);
         regs.set(r::RCTL, 0);
         regs.set(r::TCTL, r::TCTL_PSP);
-        regs.change(r::CTRL, r::CTRL_GIO_MASTER_DISABLE, 0);
-        // One that has requests out for good is reset all the same.
-        wait(PATIENCE, || regs.get(r::STATUS) & r::STATUS_GIO_MASTER == 0);
-        regs.change(r::CTRL, r::CTRL_RST, 0);
-        std::thread::sleep(Duration::from_millis(1));
-        if !wait(PATIENCE, || regs.get(r::CTRL) & r::CTRL_RST == 0) {
-            return Err(NicError::Late("leave reset", PATIENCE.as_millis() as u64));
-        }
+        intel::reset(regs, r::CTRL_RST, Duration::from_millis(1))?;
         regs.set(r::IMC, u32::MAX);
         regs.set(r::EIMC, u32::MAX);
         regs.get(r::ICR);

@@ -5,12 +5,13 @@
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use hugepages::{Buf, Offload, Window, Words};
 
 use super::memory::Memory;
 use super::slots::Slots;
-use super::{Arrival, Broken, Fate, NicError, Regs, Rings};
+use super::{Arrival, Broken, Fate, NicError, Regs, Rings, wait};
 use crate::filter::Filter;
 use crate::spec::net::{GSO_NONE, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM};
 
@@ -18,6 +19,8 @@ use crate::spec::net::{GSO_NONE, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM};
 const ALIGN: u64 = 128;
 /// Bytes of a descriptor.
 const BYTES: usize = 16;
+/// The longest frame that all let in, with a VLAN tag.
+const LONGEST: u32 = 1518;
 
 /// Bits of a receive descriptor that was written back, in its second word (82574 §7.1.5.2, 82576
 /// §7.1.5.2, 82599 §7.1.6.2).
@@ -146,6 +149,28 @@ impl Totals {
     }
 }
 
+/// Device control and status, and the bits that all have in common (82574 §10.2.2, 82576 §8.2, 82599 §8.2.3.1).
+const CTRL: u32 = 0;
+const STATUS: u32 = 8;
+const CTRL_GIO_MASTER_DISABLE: u32 = 1 << 2;
+const STATUS_GIO_MASTER: u32 = 1 << 19;
+/// Patience with requests that are on the bus (82574 §3.1.3.10), and with a reset.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Resets a device that has been told to receive and send no more: waits for what is on the bus, sets `bits`,
+/// gives it `takes`, and waits until it has cleared them (82574 §4.6.1, 82576 §4.3, 82599 §4.6.3).
+pub(crate) fn reset(regs: &Regs, bits: u32, takes: Duration) -> Result<(), NicError> {
+    regs.change(CTRL, CTRL_GIO_MASTER_DISABLE, 0);
+    // One that has requests out for good is reset all the same.
+    wait(PATIENCE, || regs.get(STATUS) & STATUS_GIO_MASTER == 0);
+    regs.change(CTRL, bits, 0);
+    std::thread::sleep(takes);
+    if !wait(PATIENCE, || regs.get(CTRL) & bits == 0) {
+        return Err(NicError::Late("leave reset", PATIENCE.as_millis() as u64));
+    }
+    Ok(())
+}
+
 /// Where a ring is, for the device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
@@ -154,6 +179,9 @@ pub(crate) struct Place {
     /// Its length in bytes.
     pub(crate) bytes: u32,
 }
+
+/// Packets at most that are reported as sent together: a report costs the device a write of its own.
+const GROUP: u16 = 32;
 
 /// Rings of one queue pair.
 pub(crate) struct IntelRings<F> {
@@ -176,6 +204,8 @@ struct Receive {
     tail: u16,
     /// Register that shows the tail to the device.
     door: u32,
+    /// Bytes that it may write to any buffer.
+    writes: u32,
 }
 
 struct Transmit {
@@ -188,6 +218,11 @@ struct Transmit {
     door: u32,
     /// Last descriptor of each packet the device has, and how many it takes.
     out: VecDeque<(u16, u16)>,
+    /// Of each group of packets that the device reports together: its last descriptor, and how many.
+    groups: VecDeque<(u16, u16)>,
+    /// Packets since the last group, and those at the front of `out` that are reported.
+    open: u16,
+    reported: u16,
     /// What the last context descriptor said.
     context: (u64, u64),
 }
@@ -209,10 +244,12 @@ impl<F: Format> IntelRings<F> {
             let at = memory.take(bytes, ALIGN);
             (Place { at, bytes: bytes as u32 }, memory.words(at, 2 * usize::from(n)))
         };
+        // Longer frames, with their check sequence, are not let in.
+        let writes = setup.room.min(setup.max_frame.max(LONGEST) + 4);
         let pair = |queue| {
             let (rx_door, tx_door) = doors(queue);
             let (place, words) = ring(rx);
-            let receive = Receive { place, ring: words, size: rx, next: 0, tail: 0, door: rx_door };
+            let receive = Receive { place, ring: words, size: rx, next: 0, tail: 0, door: rx_door, writes };
             let (place, words) = ring(tx);
             let transmit = Transmit {
                 place,
@@ -222,6 +259,9 @@ impl<F: Format> IntelRings<F> {
                 free: tx - 1,
                 door: tx_door,
                 out: VecDeque::with_capacity(tx.into()),
+                groups: VecDeque::with_capacity(tx.into()),
+                open: 0,
+                reported: 0,
                 context: (0, 0),
             };
             (receive, transmit)
@@ -254,6 +294,19 @@ impl Transmit {
         self.tail = if at + 1 == self.size { 0 } else { at + 1 };
         self.free -= 1;
         at
+    }
+
+    /// Has the device report when it has sent the last packet that was added, and all before it.
+    #[inline(always)]
+    fn report(&mut self) {
+        if self.open == 0 {
+            return;
+        }
+        let &(last, _) = self.out.back().expect("counted");
+        let second = 2 * usize::from(last) + 1;
+        self.ring.set(second, self.ring.get(second) | TX_REPORT);
+        self.groups.push_back((last, self.open));
+        self.open = 0;
     }
 }
 
@@ -313,7 +366,7 @@ impl<F: Format> Rings for IntelRings<F> {
                 let len = left.min(F::MAX_PIECE);
                 left -= len;
                 let end = left == 0 && i + 1 == packet.len();
-                let end = if end { TX_LAST | TX_REPORT } else { 0 };
+                let end = if end { TX_LAST } else { 0 };
                 last = tx.write(at, F::data(&offload, len, total) | TX_CRC | TX_EXTENDED | end);
                 at += u64::from(len);
                 if left == 0 {
@@ -322,11 +375,16 @@ impl<F: Format> Rings for IntelRings<F> {
             }
         }
         tx.out.push_back((last, before - tx.free));
+        tx.open += 1;
+        if tx.open == GROUP {
+            tx.report();
+        }
         Fate::Taken(last)
     }
 
     #[inline]
     fn show_sent(&mut self) {
+        self.tx.report();
         // Descriptors and packets are in memory before the device is told.
         fence(Ordering::Release);
         self.regs.set(self.tx.door, self.tx.tail.into());
@@ -335,12 +393,17 @@ impl<F: Format> Rings for IntelRings<F> {
     #[inline]
     fn sent(&mut self) -> Result<Option<u16>, Broken> {
         let tx = &mut self.tx;
-        let Some(&(last, taken)) = tx.out.front() else { return Ok(None) };
-        // Pairs with the device's write of the descriptor, after it has read the packet.
-        if tx.ring.acquire(2 * usize::from(last) + 1) & TX_DONE == 0 {
-            return Ok(None);
+        if tx.reported == 0 {
+            let Some(&(last, packets)) = tx.groups.front() else { return Ok(None) };
+            // Pairs with the device's write of the descriptor, after it has read the packets.
+            if tx.ring.acquire(2 * usize::from(last) + 1) & TX_DONE == 0 {
+                return Ok(None);
+            }
+            tx.groups.pop_front();
+            tx.reported = packets;
         }
-        tx.out.pop_front();
+        let (last, taken) = tx.out.pop_front().expect("as many as are reported");
+        tx.reported -= 1;
         tx.free += taken;
         Ok(Some(last))
     }
@@ -348,6 +411,10 @@ impl<F: Format> Rings for IntelRings<F> {
     fn rx_size(&self) -> u16 {
         // Head and tail alike mean an empty ring.
         self.rx.size - 1
+    }
+
+    fn writes(&self) -> u32 {
+        self.rx.writes
     }
 
     #[inline]

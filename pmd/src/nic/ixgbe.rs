@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hugepages::Offload;
 
-use super::intel::{Advanced, Filters, Format, IntelRings, Totals, mask};
+use super::intel::{self, Advanced, Filters, Format, IntelRings, Totals, mask};
 use super::pci::Id;
 use super::{About, Chip, NicError, Regs, Setup, rss, wait};
 use crate::filter::Filter;
@@ -89,15 +89,7 @@ impl Ixgbe {
         let regs = &self.regs;
         self.interrupts_off();
         regs.change(r::RXCTRL, 0, r::RXCTRL_ON);
-        regs.change(r::CTRL, r::CTRL_GIO_MASTER_DISABLE, 0);
-        // One that has requests out for good is reset all the same.
-        wait(PATIENCE, || regs.get(r::STATUS) & r::STATUS_GIO_MASTER == 0);
-        regs.change(r::CTRL, r::CTRL_RST | r::CTRL_LINK_RST, 0);
-        std::thread::sleep(Duration::from_millis(10));
-        let reset = r::CTRL_RST | r::CTRL_LINK_RST;
-        if !wait(PATIENCE, || regs.get(r::CTRL) & reset == 0) {
-            return Err(NicError::Late("leave reset", PATIENCE.as_millis() as u64));
-        }
+        intel::reset(regs, r::CTRL_RST | r::CTRL_LINK_RST, Duration::from_millis(10))?;
         self.interrupts_off();
         // §4.6.3: the EEPROM is read, and the DMA engine ready.
         let ready = || regs.get(r::EEC) & r::EEC_READ != 0 && regs.get(r::RDRXCTL) & r::RDRXCTL_READY != 0;

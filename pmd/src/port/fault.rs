@@ -485,10 +485,6 @@ impl Queue for FaultQueue {
         self.held + self.sent.out()
     }
 
-    fn post(&mut self, empty: &mut Batch<Buf>) -> usize {
-        self.inner.post(empty)
-    }
-
     fn sleep<'q>(&'q mut self, wait: &mut dyn FnMut(BorrowedFd<'q>)) -> bool {
         // What is held back passes by turns.
         let idle = self.inbound.packets.is_empty() && self.held() == 0;

@@ -158,10 +158,6 @@ impl Queue for GroQueue {
         self.inner.held()
     }
 
-    fn post(&mut self, empty: &mut Batch<Buf>) -> usize {
-        self.inner.post(empty)
-    }
-
     fn rest(&mut self, monitor: &mut Monitor) -> bool {
         self.inner.rest(monitor)
     }

@@ -45,6 +45,9 @@ pub struct Config {
     /// Frames of at most so many bytes are copied before they are sent, so that their receipts go home
     /// at once; 0: none is.
     pub copy_break: u32,
+    /// The device is one guest's: its receive ring is filled with the empty buffers of the guest that its
+    /// packets go to, and nothing is copied on the way. It has one queue pair then.
+    pub direct: bool,
     /// Memory of rings and frames.
     pub backing: Backing,
 }
@@ -58,6 +61,7 @@ impl Default for Config {
             promiscuous: true,
             mac: None,
             copy_break: COPY_BREAK,
+            direct: false,
             backing: Backing::default(),
         }
     }
@@ -171,6 +175,20 @@ impl Shared {
             return;
         }
         tracing::error!("{}: stopped: {why}", self.name);
+        self.cut();
+    }
+
+    /// Takes memory away from the device, to give a guest its buffers back, and has it start anew.
+    fn let_go(&self) {
+        if self.halted() {
+            return;
+        }
+        tracing::info!("{}: starts anew: a guest wants its buffers back", self.name);
+        self.cut();
+        self.hang.signal();
+    }
+
+    fn cut(&self) {
         if let Some(device) = &self.device {
             let _ = device.set_master(false);
             device.reset();
@@ -195,6 +213,8 @@ struct Ways {
     in_place: Count,
     /// Copied first: small ones, and those that software had to complete.
     copied: Count,
+    /// Came in where their guest wanted them.
+    received: Count,
 }
 
 /// The control side.
@@ -242,10 +262,19 @@ impl<C: Chip> Nic<C> {
     /// Our own counters of what went out how, and the device's.
     fn further(&self) -> Vec<(String, u64)> {
         let sum = |count: fn(&Ways) -> &Count| self.ways.iter().map(|ways| count(ways).get()).sum();
-        let own = [("tx_in_place_packets", sum(|w| &w.in_place)), ("tx_copied_packets", sum(|w| &w.copied))];
+        let own = [
+            ("rx_in_place_packets", sum(|w| &w.received)),
+            ("tx_in_place_packets", sum(|w| &w.in_place)),
+            ("tx_copied_packets", sum(|w| &w.copied)),
+        ];
         let own = own.into_iter().map(|(name, n)| (name.to_owned(), n));
         let device = self.chip().counters();
         own.chain(device.into_iter().map(|(name, n)| (format!("hw_{name}"), n))).collect()
+    }
+
+    /// Queue pairs at most. To take a guest's buffers from a device it is reset: that must disturb nobody else.
+    fn queues(&self) -> u16 {
+        if self.config.direct { 1 } else { self.about.queues }
     }
 
     fn chip(&self) -> MutexGuard<'_, C> {
@@ -266,7 +295,7 @@ impl<C: Chip> Port for Nic<C> {
         // What the device cannot is done in software before it gets the packet.
         Caps {
             mtu: self.config.mtu,
-            queues: self.about.queues,
+            queues: self.queues(),
             checksum: true,
             segmentation: true,
             reads_foreign_memory: true,
@@ -299,8 +328,8 @@ impl<C: Chip> Port for Nic<C> {
     }
 
     fn start(&mut self, queues: u16) -> Result<Vec<Box<dyn Queue>>, PortError> {
-        if queues == 0 || queues > self.about.queues {
-            let what = format!("{queues} queues; this device has 1 to {}", self.about.queues);
+        if queues == 0 || queues > self.queues() {
+            let what = format!("{queues} queues; this device has 1 to {}", self.queues());
             return Err(PortError::Config { port: self.name.clone(), what });
         }
         let config = &self.config;

@@ -326,8 +326,8 @@ impl Port for Vhost {
     }
 
     fn xstats(&self) -> Vec<(String, u64)> {
-        let filtered = self.tally.stats().iter().map(|queue| queue.tx_filtered).sum();
-        vec![("tx_filtered".to_owned(), filtered)]
+        let sum = self.tally.stats().into_iter().fold(Stats::default(), Stats::plus);
+        vec![("tx_filtered".to_owned(), sum.tx_filtered), ("tx_in_place_packets".to_owned(), sum.tx_in_place)]
     }
 
     fn clear_stats(&mut self) {

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use hugepages::{Buf, Loan, Monitor, Offload, Table};
 
 use crate::batch::Batch;
-use crate::port::{Caps, Counters, Filter, Link, Port, PortError, Queue, Stats};
+use crate::port::{Caps, Counters, Filter, Link, Port, PortError, Queue, Stats, Wanted};
 
 /// The direction of a packet, seen from the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,8 +243,20 @@ impl<W: Watcher> Queue for WatchedQueue<W> {
         self.inner.held()
     }
 
+    fn wants(&self) -> Option<Wanted> {
+        self.inner.wants()
+    }
+
     fn post(&mut self, empty: &mut Batch<Buf>) -> usize {
         self.inner.post(empty)
+    }
+
+    fn unpost(&mut self) {
+        self.inner.unpost();
+    }
+
+    fn empty(&mut self, wanted: &Wanted, out: &mut Batch<Buf>) -> Option<usize> {
+        self.inner.empty(wanted, out)
     }
 
     fn rest(&mut self, monitor: &mut Monitor) -> bool {

@@ -29,6 +29,8 @@ pub enum Command {
     Recall(QueueId, Duration, Reply<Result<Box<dyn Queue>, WorkerError>>),
     /// Forward by other rules.
     SetStage(Box<dyn Stage>),
+    /// Have the first queue of each pair fill empty buffers of the second, and no other any more.
+    Feed(Vec<(QueueId, QueueId)>),
     /// Ask queues for up to this many packets at a time.
     SetBurst(usize),
     /// Forward.
@@ -230,6 +232,16 @@ impl WorkerHandle {
     /// The worker is gone.
     pub fn set_stage(&self, stage: Box<dyn Stage>) -> Result<(), WorkerError> {
         self.send(Command::SetStage(stage))
+    }
+
+    /// Direct receive: the first queue of each pair fills empty buffers of the second, which are given it from
+    /// now on; no other does any more. Packets that it lends should go there: whatever else becomes of one, the
+    /// guest sees an empty buffer.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn feed(&self, pairs: &[(QueueId, QueueId)]) -> Result<(), WorkerError> {
+        self.send(Command::Feed(pairs.to_vec()))
     }
 
     /// Asks queues for up to `packets` at a time.

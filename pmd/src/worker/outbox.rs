@@ -61,6 +61,17 @@ pub struct Outbox {
     carriers: Vec<u16>,
     loans: Loans,
     spare: Batch<Buf>,
+    /// Direct receive: who fills whose buffers.
+    feeds: Vec<Feed>,
+}
+
+/// A queue that fills another's empty buffers.
+#[derive(Clone, Copy)]
+struct Feed {
+    filler: QueueId,
+    guest: QueueId,
+    /// Not any more: what it has is to come back.
+    over: bool,
 }
 
 impl Outbox {
@@ -74,6 +85,7 @@ impl Outbox {
             carriers: Vec::new(),
             loans: Loans::new(),
             spare: Batch::default(),
+            feeds: Vec::new(),
         }
     }
 
@@ -225,6 +237,9 @@ impl Outbox {
     #[inline]
     pub(super) fn close_turn(&mut self) -> bool {
         let mut any = !self.loans.is_empty();
+        if !self.feeds.is_empty() {
+            self.feed();
+        }
         for word in 0..self.awake.words() {
             for i in slots(word, self.awake.get(word)) {
                 if !self.slots[i].lane.is_empty() {
@@ -241,6 +256,50 @@ impl Outbox {
             self.settle();
         }
         any
+    }
+
+    /// From now on the first queue of each pair fills empty buffers of the second, and no other does.
+    pub(super) fn set_feeds(&mut self, pairs: &[(QueueId, QueueId)]) {
+        self.feeds.iter_mut().for_each(|feed| feed.over = true);
+        for &(filler, guest) in pairs {
+            self.feeds.retain(|feed| (feed.filler, feed.guest) != (filler, guest));
+            self.feeds.push(Feed { filler, guest, over: false });
+        }
+    }
+
+    /// Hands empty buffers to those that fill them, and asks for them back where that is over.
+    #[cold]
+    fn feed(&mut self) {
+        let mut i = 0;
+        while let Some(&Feed { filler, guest, over }) = self.feeds.get(i) {
+            i += 1;
+            let Some(filler) = self.slot(filler) else { continue };
+            let over = over || self.slots[filler].leaving;
+            let guest = self.slot(guest).filter(|guest| !over && !self.slots[*guest].leaving);
+            let wanted = self.slots[filler].queue.wants();
+            let lent = match (guest, wanted) {
+                (Some(guest), Some(wanted)) => self.slots[guest].queue.empty(&wanted, &mut self.spare),
+                (Some(_), None) => Some(0),
+                (None, _) => None,
+            };
+            let queue = &mut self.slots[filler].queue;
+            match lent {
+                Some(0) => {}
+                Some(_) => {
+                    queue.post(&mut self.spare);
+                    while let Some(buf) = self.spare.pop_front() {
+                        self.finish(buf);
+                    }
+                }
+                None => queue.unpost(),
+            }
+        }
+        let Outbox { feeds, slots, at, .. } = self;
+        let has = |id: QueueId| match at.get(usize::from(id.0)) {
+            None | Some(0) => false,
+            Some(&at) => slots[usize::from(at) - 1].queue.held() > 0,
+        };
+        feeds.retain(|feed| !feed.over || has(feed.filler));
     }
 
     /// Has a queue looked after from this turn on, and for a while.

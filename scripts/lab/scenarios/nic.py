@@ -269,6 +269,57 @@ def nic_zero_copy(full):
     guest.off()
 
 
+@scenario(need, seconds=240, full_seconds=600)
+def nic_direct(full):
+    """A NIC receives into the memory of a vhost-user guest of its own, nothing copied either way; the guest is killed meanwhile."""
+    for model in ("virtio", "e1000e", "igb", "vmxnet3", "virtio-packed") if full else ("virtio",):
+        direct(model, 3000 if full else 400)
+
+
+def direct(model, count):
+    guest = NicGuest(model)
+    first, second = guest.bind()
+    back = Inside(guest, ["-l", "0", "--vdev", "vhost0,iface=/run/v.sock", "-a", f"{first},direct=1,copy_break=0", "--", "-i"], "back")
+    back.cmd("start")
+    for life in range(2):
+        front = Inside(guest, ["-l", "0", "--vdev", f"virtio_user0,path=/run/v.sock,packed_vq={life}", "-a", second,
+                               "--", "-i"], f"front{life}")
+        front.cmd("start")
+        end = time.monotonic() + 10
+        while not up(back):
+            check(time.monotonic() < end, f"the front-end does not connect: {front.tail()}")
+        # Frames of the device's own were in its ring before the guest came.
+        both_ways(guest, 100, (60, 1514), 10)
+        names = [(1, "rx_in_place_packets"), (0, "tx_in_place_packets"), (1, "tx_in_place_packets")]
+        before = [counter(back, *name) for name in names]
+        rates = both_ways(guest, count, (60, 1514), 20 + life)
+        moved = [counter(back, *name) - then for name, then in zip(names, before)]
+        check(moved == [count] * 3, f"{model}: of {count} frames each way, in place: {dict(zip(names, moved))}; {back.tail()}")
+        check(counter(back, 1, "tx_copied_packets") == 0, "some were copied")
+        if life == 0:
+            # Frames are on their way into its memory when it ends without a word.
+            for i in range(200):
+                guest.wires[0].send(frames.frame(i, 1400, 30))
+            guest.sh("for p in $(pidof testpmd); do grep -q virtio_user0 /proc/$p/cmdline && kill -9 $p; done; true")
+            front.ended()
+            time.sleep(0.3)
+            for wire in guest.wires:
+                wire.drain()
+    back.cmds(["stop", "port stop 1", "port start 1", "start"])
+    end = time.monotonic() + 10
+    while not (up(back) and up(back, 1)):
+        check(time.monotonic() < end, f"a link stays down: {back.tail()}")
+    both_ways(guest, 200, (60, 1514), 40)
+    wrong = guest.faults()
+    check(not wrong, f"the IOMMU had to stop a device: {wrong}")
+    figure(f"{model}: {2 * count} frames received into a guest's memory and as many sent from it, none copied; "
+           f"{', '.join(f'{r:.0f}' for r in rates)} frames/s; the guest was killed once with its buffers at the NIC")
+    front.quit()
+    back.cmd("stop")
+    back.quit()
+    guest.off()
+
+
 def dpdk_inside(guest, devices):
     """DPDK's testpmd in the guest, forwarding between those devices on its only CPU."""
     args = ["-o0", shutil.which(DPDK), "--lcores", "0@0,1@0", "-m", "192", "--in-memory", "--no-telemetry", "--iova-mode=va"]

@@ -1,7 +1,6 @@
 //! Registers of the 82574 (§10.2) and their bits.
 
 pub(super) const CTRL: u32 = 0x0000;
-pub(super) const CTRL_GIO_MASTER_DISABLE: u32 = 1 << 2;
 /// Set link up.
 pub(super) const CTRL_SLU: u32 = 1 << 6;
 pub(super) const CTRL_FORCE_SPEED: u32 = 1 << 11;
@@ -11,7 +10,6 @@ pub(super) const CTRL_RST: u32 = 1 << 26;
 pub(super) const STATUS: u32 = 0x0008;
 pub(super) const STATUS_LINK: u32 = 1 << 1;
 pub(super) const STATUS_SPEED: u32 = 6;
-pub(super) const STATUS_GIO_MASTER: u32 = 1 << 19;
 
 /// EtherType of tagged frames.
 pub(super) const VET: u32 = 0x0038;

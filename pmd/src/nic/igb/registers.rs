@@ -1,7 +1,6 @@
 //! Registers of the 82576 (§8) and their bits.
 
 pub(super) const CTRL: u32 = 0x0000;
-pub(super) const CTRL_GIO_MASTER_DISABLE: u32 = 1 << 2;
 /// Set link up.
 pub(super) const CTRL_SLU: u32 = 1 << 6;
 pub(super) const CTRL_FORCE_SPEED: u32 = 1 << 11;
@@ -14,7 +13,6 @@ pub(super) const CTRL_EXT_DRIVER: u32 = 1 << 28;
 pub(super) const STATUS: u32 = 0x0008;
 pub(super) const STATUS_LINK: u32 = 1 << 1;
 pub(super) const STATUS_SPEED: u32 = 6;
-pub(super) const STATUS_GIO_MASTER: u32 = 1 << 19;
 
 /// Registers of the PHY: value, number, and what to do.
 pub(super) const MDIC: u32 = 0x0020;

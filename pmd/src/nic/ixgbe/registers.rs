@@ -1,11 +1,8 @@
 //! Registers of the 82599 (§8.2) and their bits.
 
 pub(super) const CTRL: u32 = 0x0000;
-pub(super) const CTRL_GIO_MASTER_DISABLE: u32 = 1 << 2;
 pub(super) const CTRL_LINK_RST: u32 = 1 << 3;
 pub(super) const CTRL_RST: u32 = 1 << 26;
-pub(super) const STATUS: u32 = 0x0008;
-pub(super) const STATUS_GIO_MASTER: u32 = 1 << 19;
 pub(super) const CTRL_EXT: u32 = 0x0018;
 /// A driver is here.
 pub(super) const CTRL_EXT_DRIVER: u32 = 1 << 28;

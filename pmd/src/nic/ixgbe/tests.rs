@@ -76,6 +76,7 @@ impl Model {
         let mut now =
             Sending { context: (self.reg(0xf0).into(), self.reg(0xf4).into()), ..Sending::default() };
         let mut head = self.reg(base + r::HEAD) as u16;
+        let mut reported = true;
         while u32::from(head) != self.reg(base + r::TAIL) {
             let at = 2 * usize::from(head);
             let (first, second) = (ring.get(at), ring.get(at + 1));
@@ -99,13 +100,16 @@ impl Model {
                     assert_eq!(second >> 46, packet.bytes.len() as u64, "PAYLEN");
                     now.context = packet.context;
                     self.wire.lock().unwrap().push((queue, finish(packet)));
-                    assert!(second >> 27 & 1 == 1, "RS: the driver waits for it");
-                    ring.set(at + 1, 1 << 32);
+                    reported = second >> 27 & 1 == 1;
+                    if reported {
+                        ring.set(at + 1, 1 << 32);
+                    }
                 }
             }
             head = (head + 1) % size;
             self.put(base + r::HEAD, head.into());
         }
+        assert!(reported, "RS of the last packet that is shown: the driver waits for it");
     }
 
     /// §7.1.5: a frame comes in, with these bits of status and error in its last descriptor; `false`: there

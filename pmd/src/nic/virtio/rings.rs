@@ -88,6 +88,7 @@ impl From<Lie> for Broken {
 
 impl<R: Ring> Rings for VirtioRings<R> {
     const MOST: usize = BUFFERS;
+    const HEADER: bool = true;
 
     fn completes(&self, offload: &Offload) -> bool {
         let segments = match offload.gso_type & !net::GSO_ECN {
@@ -154,6 +155,11 @@ impl<R: Ring> Rings for VirtioRings<R> {
         self.rx.0.size()
     }
 
+    fn writes(&self) -> u32 {
+        // Without MRG_RXBUF a packet has one buffer, which holds the longest.
+        if self.has(net::F_MRG_RXBUF) { 0 } else { self.longest }
+    }
+
     #[inline]
     fn post(&mut self, empty: &Buf) -> u16 {
         let chain = [Segment::write(empty.iova(), empty.len())];
@@ -173,20 +179,14 @@ impl<R: Ring> Rings for VirtioRings<R> {
         let mut buf = posted.take(used.id).expect("the ring checked the number");
         buf.truncate(used.len);
         if self.missing == 0 {
-            let count = buf.peek::<u16>(10);
-            let Some((low, high)) = buf.take_header::<{ net::HDR_LEN }>() else {
+            // Of a guest's memory it can change at any time: a copy is looked at.
+            let header: Option<[u16; net::HDR_LEN as usize / 2]> = buf.peek(0);
+            let Some([a, b, c, d, e, count]) = header.filter(|_| buf.skip_header()) else {
                 return Ok(Some(Arrival::Damaged(buf)));
             };
-            let offload: Offload = zerocopy::transmute!([
-                low as u16,
-                (low >> 16) as u16,
-                (low >> 32) as u16,
-                (low >> 48) as u16,
-                high
-            ]);
-            buf.offload = self.believe(offload);
+            buf.offload = self.believe(zerocopy::transmute!([a, b, c, d, e]));
             // §5.1.6.4: without MRG_RXBUF it is always one.
-            self.missing = if self.has(net::F_MRG_RXBUF) { count.unwrap_or(1).max(1) } else { 1 };
+            self.missing = if self.has(net::F_MRG_RXBUF) { count.max(1) } else { 1 };
         }
         self.missing -= 1;
         buf.set_more(self.missing > 0);

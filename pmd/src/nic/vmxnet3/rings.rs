@@ -262,8 +262,13 @@ impl Rings for Rings3 {
         2 * (self.rx_next[0].size - 1)
     }
 
+    fn writes(&self) -> u32 {
+        0
+    }
+
     #[inline]
     fn post(&mut self, empty: &Buf) -> u16 {
+        debug_assert!(empty.len() <= MAX_PIECE, "what its descriptor can say");
         let ring = usize::from(self.rx_free[0] == 0);
         let turn = self.rx_next[ring];
         let kind = if ring == 0 { 0 } else { RX_BODY };

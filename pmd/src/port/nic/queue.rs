@@ -12,8 +12,8 @@ use crate::nic::slots::{Held, Slots};
 use crate::nic::{Arrival, Broken, Fate, Rings};
 use crate::offload::segment::Segments;
 use crate::offload::{self, Patch};
-use crate::port::{Counters, PortError, Queue, drop_packet, frames};
-use crate::spec::net::{GSO_NONE, HDR_F_NEEDS_CSUM};
+use crate::port::{Counters, PortError, Queue, Wanted, drop_packet, frames};
+use crate::spec::net::{GSO_NONE, HDR_F_NEEDS_CSUM, HDR_LEN};
 
 /// Bytes of an empty buffer that the device is given.
 pub(super) const ROOM: u32 = 2048;
@@ -24,6 +24,12 @@ const FRAME: u32 = ROOM + 64;
 const MAX_PIECES: usize = 33;
 /// Empty buffers that are waited for before the ring is filled again.
 const REFILL: usize = 32;
+/// Frames of ours in the ring of a device whose guest lends it none: not many, for they are filled before
+/// the guest's are.
+const FEW: usize = 64;
+/// Bytes that a guest's buffer must have for a frame, and of one that has more, those that are used.
+const LEAST: u32 = 256;
+const LONGEST: u32 = 16384;
 /// Descriptors of a ring that `rx` may have lent at a time, besides those in the ring.
 const LENT: usize = 2048;
 /// The device has a packet so long and sends none: it hangs.
@@ -42,6 +48,10 @@ pub(super) struct NicQueue<R: Rings> {
     posted: Slots,
     arrived: Batch<Buf>,
     damaged: bool,
+    /// Of the last two, those that are a guest's.
+    guests: usize,
+    /// The ring is for a guest's.
+    direct: bool,
     /// Transmit: what the device has, frames for copies, receipts of others that wait to be reaped.
     held: Held,
     copies: Pool,
@@ -78,6 +88,8 @@ impl<R: Rings> NicQueue<R> {
             pool,
             arrived: Batch::default(),
             damaged: false,
+            guests: 0,
+            direct: config.direct,
             copies,
             done: Batch::default(),
             copy_break: config.copy_break.min(max_frame),
@@ -105,7 +117,11 @@ impl<R: Rings> NicQueue<R> {
     /// Gives the device empty frames, if it has room for `least`.
     #[inline(always)]
     fn fill(&mut self, least: usize) {
-        let wanted = usize::from(self.rings.rx_size()) - self.posted.len();
+        let mut most = usize::from(self.rings.rx_size());
+        if self.direct {
+            most = if self.guests > 0 { 0 } else { FEW.min(most / 2) };
+        }
+        let wanted = most.saturating_sub(self.posted.len());
         if wanted < least {
             return;
         }
@@ -127,14 +143,30 @@ impl<R: Rings> NicQueue<R> {
     fn deliver(&mut self, out: &mut Batch<Buf>) -> Option<u32> {
         if std::mem::take(&mut self.damaged) {
             while let Some(buf) = self.arrived.pop_front() {
-                self.pool.settle(buf.finish(0));
+                self.take_back(buf);
             }
             self.counters.rx_errors.add(1);
             return None;
         }
         let bytes = self.arrived.iter().map(Buf::len).sum();
+        if self.guests > 0 {
+            let ours = self.pool.owner();
+            let guests = self.arrived.iter().filter(|buf| buf.owner() != ours).count();
+            self.guests -= guests;
+            self.ways.received.add(u64::from(guests == self.arrived.len()));
+        }
         self.arrived.move_to(out);
         Some(bytes)
+    }
+
+    /// An empty buffer, or one of a packet that is no good, goes back to its owner.
+    fn take_back(&mut self, buf: Buf) {
+        if buf.owner() == self.pool.owner() {
+            self.pool.settle(buf.finish(0));
+        } else {
+            self.guests -= 1;
+            self.done.push(buf.finish(0));
+        }
     }
 
     #[cold]
@@ -156,7 +188,7 @@ impl<R: Rings> NicQueue<R> {
         self.live = false;
         self.sweep();
         self.reclaim();
-        if self.held.len() > 0 {
+        if self.held.len() + self.posted.len() + self.arrived.len() > 0 {
             return;
         }
         if let Some(rings) = self.door.call() {
@@ -167,15 +199,20 @@ impl<R: Rings> NicQueue<R> {
         }
     }
 
-    /// Takes empty frames, and packets of which not all has come, back from a halted device.
+    /// Takes empty buffers, and packets of which not all has come, back from a halted device, as far as there
+    /// is room for the receipts of a guest's.
     fn reclaim(&mut self) {
         let mut id = 0;
-        while let Some((at, buf)) = self.posted.take_any(id) {
-            self.pool.settle(buf.finish(0));
+        while self.done.room() > 0
+            && let Some((at, buf)) = self.posted.take_any(id)
+        {
+            self.take_back(buf);
             id = at;
         }
-        while let Some(buf) = self.arrived.pop_front() {
-            self.pool.settle(buf.finish(0));
+        while self.done.room() > 0
+            && let Some(buf) = self.arrived.pop_front()
+        {
+            self.take_back(buf);
         }
     }
 
@@ -219,15 +256,36 @@ impl<R: Rings> NicQueue<R> {
     #[inline(always)]
     fn in_place(&mut self, batch: &mut Batch<Buf>, n: usize, bytes: u32) -> Option<Sent> {
         if self.held.room() < n {
-            return None;
+            return self.too_long(batch, n, bytes);
         }
-        let Fate::Taken(id) = self.rings.send(&batch.as_slice()[..n]) else { return None };
+        let Fate::Taken(id) = self.rings.send(&batch.as_slice()[..n]) else {
+            return self.too_long(batch, n, bytes);
+        };
         for _ in 0..n {
             let buf = batch.pop_front().expect("the packet's buffers");
             self.held.put(id, buf);
         }
         self.ways.in_place.add(1);
         Some(Sent { frames: 1, bytes: bytes.into(), taken: true })
+    }
+
+    /// The device has no room for a packet. One that has none for it though it has nothing else never will:
+    /// the packet is copied into one piece, or given up if it is more than that.
+    #[cold]
+    fn too_long(&mut self, batch: &Batch<Buf>, n: usize, bytes: u32) -> Option<Sent> {
+        let offload = batch.as_slice()[0].offload;
+        if self.held.len() > 0 {
+            return None;
+        }
+        if n == 1 || offload.gso_type != GSO_NONE {
+            return Some(Sent::NEVER);
+        }
+        let asks = offload.flags & HDR_F_NEEDS_CSUM != 0;
+        let patch = if asks { offload::checksum(&offload, batch.iter().take(n)) } else { Ok(None) };
+        match patch {
+            Ok(patch) => self.copied(batch, n, bytes, patch),
+            Err(_) => Some(Sent::NEVER),
+        }
     }
 
     /// The device is given a copy, with `patch` stored in it.
@@ -379,7 +437,8 @@ impl<R: Rings + 'static> Queue for NicQueue<R> {
             return 0;
         }
         let (mut packets, mut sum) = (0, 0);
-        while packets < out.burst() && out.room() >= MAX_PIECES {
+        // A packet that is damaged gives a guest receipts.
+        while packets < out.burst() && out.room().min(self.done.room()) >= MAX_PIECES {
             let buf = match self.rings.received(&mut self.posted) {
                 Ok(None) => break,
                 Ok(Some(Arrival::Piece(buf))) => buf,
@@ -394,6 +453,10 @@ impl<R: Rings + 'static> Queue for NicQueue<R> {
             };
             let last = !buf.more();
             if self.arrived.is_empty() && last && !self.damaged {
+                if self.guests > 0 && buf.owner() != self.pool.owner() {
+                    self.guests -= 1;
+                    self.ways.received.add(1);
+                }
                 sum += u64::from(buf.len());
                 out.push(buf);
                 packets += 1;
@@ -459,11 +522,49 @@ impl<R: Rings + 'static> Queue for NicQueue<R> {
     }
 
     fn lent(&self) -> u32 {
-        self.pool.out() - (self.posted.len() + self.arrived.len()) as u32
+        self.pool.out() - (self.posted.len() + self.arrived.len() - self.guests) as u32
     }
 
     fn held(&self) -> u32 {
-        self.held.len() as u32 + self.done.len() as u32
+        (self.held.len() + self.done.len() + self.guests) as u32
+    }
+
+    fn wants(&self) -> Option<Wanted> {
+        if !self.direct || self.down() {
+            return None;
+        }
+        let free = usize::from(self.rings.rx_size()) - self.posted.len();
+        let (writes, frame) = (self.rings.writes(), self.max_frame);
+        let whole = if writes == 0 || writes >= frame { HDR_LEN + writes.max(frame) } else { u32::MAX };
+        let most = if free < REFILL { 0 } else { free };
+        Some(Wanted { most, least: HDR_LEN + writes.max(LEAST), whole })
+    }
+
+    fn post(&mut self, empty: &mut Batch<Buf>) -> usize {
+        let (mut n, room) = (0, usize::from(self.rings.rx_size()) - self.posted.len());
+        while n < room && self.done.room() > 0 && !self.down() {
+            let Some(mut buf) = empty.pop_front() else { break };
+            buf.truncate(LONGEST);
+            self.guests += 1;
+            n += 1;
+            if buf.len() < HDR_LEN + self.rings.writes() || !(R::HEADER || buf.skip_header()) {
+                // Against what was wanted: the device would write behind its end.
+                self.take_back(buf);
+                continue;
+            }
+            let id = self.rings.post(&buf);
+            self.posted.put(id, buf);
+        }
+        if n > 0 {
+            self.rings.show_posted();
+        }
+        n
+    }
+
+    fn unpost(&mut self) {
+        if self.guests > 0 {
+            self.shared.let_go();
+        }
     }
 
     fn counters(&self) -> Arc<Counters> {
@@ -474,7 +575,19 @@ impl<R: Rings + 'static> Queue for NicQueue<R> {
 impl<R: Rings> Drop for NicQueue<R> {
     fn drop(&mut self) {
         self.shared.halt("a queue of it is gone");
-        self.reclaim();
+        let mut id = 0;
+        while let Some((at, buf)) = self.posted.take_any(id) {
+            id = at;
+            if buf.owner() == self.pool.owner() {
+                self.pool.settle(buf.finish(0));
+            }
+            // A guest's stays out, as what is to be sent: its lender keeps its memory.
+        }
+        while let Some(buf) = self.arrived.pop_front() {
+            if buf.owner() == self.pool.owner() {
+                self.pool.settle(buf.finish(0));
+            }
+        }
         let mut from = 0;
         while let Some(buf) = self.held.take_any(&mut from) {
             if buf.owner() == self.copies.owner() {

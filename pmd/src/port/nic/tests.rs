@@ -1,6 +1,8 @@
 //! The port's side of any NIC, with a device that keeps packets for as long as a test wants and gives
 //! them back in any order.
 
+mod direct;
+
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,10 @@ struct Inner {
     /// Pieces that come in: bytes, `MORE`, damaged.
     comes: Vec<(Vec<u8>, bool, bool)>,
     broken: bool,
+    /// Which empty buffer it fills next, of those it has.
+    pick: usize,
+    /// Most buffers of one packet that its ring can ever hold; 0: any.
+    short: usize,
 }
 
 #[derive(Clone, Default)]
@@ -73,6 +79,9 @@ impl Rings for Fake {
             buf.read(0, &mut bytes[old..]);
         }
         self.get(|inner| {
+            if inner.short > 0 && packet.len() > inner.short {
+                return Fate::Full;
+            }
             let taken = |id: &u16| inner.has.iter().any(|p| p.0 == *id) || inner.done.contains(id);
             let Some(id) = (0..RING).find(|id| !taken(id)) else { return Fate::Full };
             inner.has.push((id, packet[0].iova(), bytes));
@@ -95,6 +104,10 @@ impl Rings for Fake {
         RING
     }
 
+    fn writes(&self) -> u32 {
+        0
+    }
+
     fn post(&mut self, _: &Buf) -> u16 {
         self.get(|inner| {
             let id = (0..RING).find(|id| !inner.empty.contains(id)).expect("the caller counts");
@@ -111,7 +124,8 @@ impl Rings for Fake {
                 return Ok(None);
             }
             let (bytes, more, damaged) = inner.comes.remove(0);
-            let mut buf = posted.take(inner.empty.remove(0)).expect("posted");
+            let next = inner.pick * 7 % inner.empty.len();
+            let mut buf = posted.take(inner.empty.remove(next)).expect("posted");
             assert_eq!(buf.write(0, &bytes), bytes.len());
             buf.truncate(bytes.len() as u32);
             buf.set_more(more);
@@ -131,9 +145,13 @@ struct Bench {
 
 impl Bench {
     fn new(copy_break: u32) -> Bench {
+        Bench::of(Config { copy_break, ..Config::default() })
+    }
+
+    fn of(config: Config) -> Bench {
         let shared = Shared::new("nic", None).unwrap();
         shared.halted.store(false, Ordering::Release);
-        let config = Config { copy_break, backing: BASE, ..Config::default() };
+        let config = Config { backing: BASE, ..config };
         let fake = Fake::default();
         let queue = NicQueue::new(fake.clone(), &config, "nic", Arc::clone(&shared)).unwrap();
         let guest = Lender::new(Table::of(Map::shared(1 << 20, BASE).unwrap()));
@@ -213,6 +231,32 @@ fn large_frames_are_read_where_they_lie_and_small_ones_are_copied() {
     assert_eq!((bench.guest.out(), bench.queue.held()), (0, 0));
     let ways = bench.queue.ways();
     assert_eq!((ways.copied.get(), ways.in_place.get()), (1, 2));
+}
+
+#[test]
+fn a_packet_that_a_short_ring_can_never_hold_blocks_nobody() {
+    let mut bench = Bench::new(0);
+    bench.fake.get(|inner| inner.short = 2);
+    let mut batch = Batch::default();
+    bench.packet(0, &[400, 400], &mut batch);
+    bench.packet(2, &[300, 300, 300], &mut batch);
+    bench.packet(5, &[200, 200, 200], &mut batch);
+    batch.get_mut(5).unwrap().offload =
+        Offload { flags: 1, csum_start: 34, csum_offset: 16, ..Offload::default() };
+    bench.packet(8, &[500], &mut batch);
+    // While the device has something, there may be room once it is done.
+    assert_eq!((bench.queue.tx(&mut batch), batch.len()), (1, 7));
+    for _ in 0..4 {
+        bench.fake.complete(|_| 0);
+        bench.reap();
+        bench.queue.tx(&mut batch);
+    }
+    bench.fake.complete(|_| 0);
+    bench.reap();
+    bench.home.sort_unstable();
+    assert_eq!(bench.home, (0..9).map(|id| (id, 0)).collect::<Vec<_>>());
+    let ways = bench.queue.ways();
+    assert_eq!((ways.in_place.get(), ways.copied.get(), bench.queue.counters().tx_errors.get()), (2, 2, 0));
 }
 
 #[test]

@@ -30,6 +30,9 @@ impl<L: Layout> Deliver<'_, L> {
     #[inline(always)]
     pub(super) fn burst(&mut self, batch: &mut Batch<Buf>, counters: &Counters) -> usize {
         let (mut packets, mut bytes, mut errors) = (0, 0u64, 0);
+        if self.ring.lent() > 0 {
+            return self.mixed(batch, counters);
+        }
         if !self.ring.ready() {
             return 0;
         }
@@ -56,6 +59,69 @@ impl<L: Layout> Deliver<'_, L> {
         counters.tx_bytes.add(bytes);
         counters.tx_errors.add(errors as u64);
         packets + errors
+    }
+
+    /// As [`Deliver::burst`], while buffers of this ring are out to be filled by a device: packets may lie in
+    /// them. One for which there is no room makes none wait that has its place already.
+    #[cold]
+    #[inline(never)]
+    fn mixed(&mut self, batch: &mut Batch<Buf>, counters: &Counters) -> usize {
+        let (mut packets, mut bytes, mut errors, mut in_place) = (0, 0u64, 0, 0);
+        while !batch.is_empty() && batch.packet_at(0).0 <= self.done.room() {
+            if let Some(n) = self.in_place(batch) {
+                in_place += 1;
+                packets += 1;
+                bytes += n;
+                continue;
+            }
+            match self.packet(batch) {
+                Sent::Bytes(n) => {
+                    packets += 1;
+                    bytes += n;
+                }
+                Sent::Never => errors += 1,
+                Sent::Later => {
+                    drop_packet(batch, self.done);
+                    errors += 1;
+                }
+            }
+        }
+        if !self.stash.is_empty() {
+            self.ring.unpop(self.stash);
+        }
+        counters.tx_packets.add(packets as u64);
+        counters.tx_bytes.add(bytes);
+        counters.tx_errors.add(errors as u64);
+        counters.tx_in_place.add(in_place);
+        packets + errors
+    }
+
+    /// The first packet, if it lies in chains of this ring as the guest wants it: it only gets its header, and
+    /// its chains are complete. Its bytes.
+    fn in_place(&mut self, batch: &mut Batch<Buf>) -> Option<u64> {
+        let (n, bytes) = batch.packet_at(0);
+        let (bufs, owner) = (&batch.as_slice()[..n], self.ring.owner());
+        let ours = |buf: &Buf| buf.owner() == owner && !buf.is_moved() && !buf.is_empty();
+        if !(bufs.iter().all(ours) && bufs[0].is_behind_header() && (n == 1 || self.wire.mergeable)) {
+            return None;
+        }
+        let mut offload = bufs[0].offload;
+        if offload.flags == net::HDR_F_DATA_VALID && !self.wire.checksums(&offload) {
+            offload = Offload::default();
+        }
+        if !self.wire.takes(&offload) {
+            return None;
+        }
+        let header = Header { offload, num_buffers: n as u16 };
+        for i in 0..n {
+            let mut buf = batch.pop_front().expect("counted");
+            // §5.1.6.4: what follows the first buffer begins where its chain does.
+            let placed = if i == 0 { buf.put_header(header.words()) } else { buf.close_up() };
+            debug_assert!(placed, "looked at above, and lent to be written");
+            let written = buf.len();
+            self.ring.settle(buf.finish(written));
+        }
+        Some(bytes.into())
     }
 
     /// Delivers packets into chains of one buffer each, as long as they follow each other and ask for

@@ -15,10 +15,11 @@ use super::door::{Door, Inside, Look, Side};
 use super::herald::Herald;
 use super::orders::{Delivery, Orders, Waiting};
 use super::parked::Parked;
-use super::receive::receive;
+use super::receive::{LONGEST, receive};
 use super::wire::Wire;
 use crate::batch::{BURST, Batch};
-use crate::port::{Counters, Queue};
+use crate::port::{Counters, Queue, Wanted};
+use crate::spec::net::HDR_LEN;
 use crate::sys::eventfd::EventFd;
 use crate::vhost::lines::{Lines, say};
 use crate::vring::AnyVring;
@@ -279,7 +280,11 @@ impl VhostQueue {
             }
         }
         if self.leaving[Side::ToGuest as usize] {
-            self.go(Side::ToGuest);
+            match &self.to_guest {
+                // With a NIC, which gives up what it has: see `empty`.
+                Some(ring) if ring.ring.lent() > 0 => self.door.tell(Side::ToGuest, ring.ring.lent()),
+                _ => self.go(Side::ToGuest),
+            }
         }
     }
 
@@ -404,6 +409,18 @@ impl VhostQueue {
         packets + refused
     }
 
+    /// Receipts of empty buffers that nothing was received in, or something that was not for this guest.
+    #[cold]
+    fn settle_empty(&mut self, loans: &mut Batch<Loan>) {
+        let Some(ring) = &mut self.to_guest else { return };
+        let before = loans.len();
+        self.shown |= with_ring!(&mut ring.ring, vring => {
+            vring.settle_front(loans);
+            vring.show()
+        });
+        ring.waiting.add(before - loans.len());
+    }
+
     fn slot(&mut self, side: Side) -> &mut Option<Ring> {
         match side {
             Side::FromGuest => &mut self.from_guest,
@@ -454,7 +471,7 @@ impl Queue for VhostQueue {
     fn reap(&mut self, done: &mut Batch<Loan>) -> usize {
         if self.door.knocked() {
             self.answer();
-        } else if self.leaving[Side::FromGuest as usize] {
+        } else if self.leaving != [false; 2] {
             self.leave();
         }
         if self.translated.is_some() {
@@ -474,23 +491,49 @@ impl Queue for VhostQueue {
                 self.herald = None;
             }
         }
-        let Some(ring) = &mut self.from_guest else { return };
         let before = loans.len();
-        self.shown |= with_ring!(&mut ring.ring, vring => {
-            vring.settle_front(loans);
-            vring.show()
-        });
-        ring.waiting.add(before - loans.len());
+        if let Some(ring) = &mut self.from_guest {
+            self.shown |= with_ring!(&mut ring.ring, vring => {
+                vring.settle_front(loans);
+                vring.show()
+            });
+            ring.waiting.add(before - loans.len());
+        }
+        if loans.len() == before {
+            self.settle_empty(loans);
+        }
     }
 
     fn lent(&self) -> u32 {
-        self.from_guest.as_ref().map_or(0, |ring| ring.ring.lent())
+        [&self.from_guest, &self.to_guest].into_iter().flatten().map(|ring| ring.ring.lent()).sum::<u32>()
             + self.herald.as_ref().map_or(0, Herald::lent)
     }
 
     fn held(&self) -> u32 {
         let parked = self.translated.as_ref().map_or(0, |translated| translated.parked.len());
         (self.done.len() + parked) as u32
+    }
+
+    fn empty(&mut self, wanted: &Wanted, out: &mut Batch<Buf>) -> Option<usize> {
+        let Some(ring) = &mut self.to_guest else { return Some(0) };
+        let away = self.leaving[Side::ToGuest as usize] || !ring.ring.lends_far();
+        // Headers of 12 bytes; whatever comes in is for the guest.
+        if away || ring.wire.hdr != HDR_LEN || matches!(ring.orders.delivery, Delivery::Nothing) {
+            return None;
+        }
+        // Some stay for packets from elsewhere, which are copied.
+        let size = ring.ring.size();
+        let most = u32::from(size - size / 4).saturating_sub(ring.ring.lent());
+        let least = if ring.wire.mergeable { wanted.least } else { wanted.least.max(wanted.whole) };
+        let most = wanted.most.min(most as usize);
+        let had = ring.ring.fault().is_some();
+        let n = with_ring!(&mut ring.ring, vring => {
+            if most > 0 && vring.ready() { vring.pop_simple(out, most, (least, LONGEST), u64::MAX).0 } else { 0 }
+        });
+        if !had && ring.ring.fault().is_some() {
+            ring.retired(&self.counters, &mut self.lines[Side::ToGuest as usize]);
+        }
+        Some(n)
     }
 
     fn rest(&mut self, monitor: &mut Monitor) -> bool {

@@ -181,7 +181,7 @@ fn filters_filter<R: Ring>(name: &str, features: u64, mapped: bool) {
     assert!(c.ask(ctrl::RX, ctrl::RX_PROMISC, &[0]));
     eventually("a call", || c.call.read().is_ok());
     assert_eq!(c.echoed(&four()), [true, false, false, false]);
-    assert_eq!(stage.port.xstats(), [("tx_filtered".to_owned(), 3)]);
+    assert_eq!(stage.port.xstats()[0], ("tx_filtered".to_owned(), 3));
     assert!(c.ask(ctrl::VLAN, ctrl::VLAN_ADD, &0x123u16.to_le_bytes()));
     assert!(c.ask(ctrl::RX, ctrl::RX_ALLMULTI, &[1]));
     assert_eq!(c.echoed(&four()), [true, false, true, true]);
