@@ -526,14 +526,9 @@ impl Queue for VhostQueue {
         let most = u32::from(size - size / 4).saturating_sub(ring.ring.lent());
         let least = if ring.wire.mergeable { wanted.least } else { wanted.least.max(wanted.whole) };
         let most = wanted.most.min(most as usize);
-        let had = ring.ring.fault().is_some();
-        let n = with_ring!(&mut ring.ring, vring => {
+        Some(with_ring!(&mut ring.ring, vring => {
             if most > 0 && vring.ready() { vring.pop_simple(out, most, (least, LONGEST), u64::MAX).0 } else { 0 }
-        });
-        if !had && ring.ring.fault().is_some() {
-            ring.retired(&self.counters, &mut self.lines[Side::ToGuest as usize]);
-        }
-        Some(n)
+        }))
     }
 
     fn rest(&mut self, monitor: &mut Monitor) -> bool {
