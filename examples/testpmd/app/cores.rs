@@ -10,7 +10,7 @@ use super::{App, Outcome};
 use crate::cli::Lcore;
 use crate::forward::csum::Checks;
 use crate::forward::{Routes, port_queue, queue_id, stage};
-use crate::streams::{Share, spread};
+use crate::streams::{Share, Stream, spread};
 
 /// How long a queue may take to come home: longer than any device holds a buffer.
 const RECALL: Duration = Duration::from_secs(3);

@@ -346,10 +346,19 @@ fn a_worker_hands_buffers_over_and_brings_them_home() {
     let (mut guest, vhost) = Guest::<Split>::new(MERGEABLE, 64, 64);
     let config = worker::Config { frames: 64, large_frames: 1, backing: BASE, ..worker::Config::default() };
     let worker = Worker::spawn(config, Box::new(To(QueueId(1)))).unwrap();
-    let patience = Duration::from_secs(20);
+    let patience = Duration::from_secs(60);
     worker.attach(QueueId(0), port.start(1).unwrap().remove(0)).unwrap();
     worker.attach(QueueId(1), vhost).unwrap();
     worker.feed(&[(QueueId(0), QueueId(1))]).unwrap();
+    // Nothing is sent before the guest's queue has its ring, and has lent of it.
+    let lent = |worker: &worker::WorkerHandle| worker.read().unwrap().queues.iter().any(|q| q.lent > 0);
+    let wait_for_lent = || {
+        let began = Instant::now();
+        while !lent(&worker) {
+            assert!(began.elapsed() < patience, "nothing is lent");
+        }
+    };
+    wait_for_lent();
     worker.start().unwrap();
     let fake = starts.lock().unwrap()[0][0].clone();
     let (mut sent, mut got, began) = (0u32, Vec::new(), Instant::now());
@@ -374,10 +383,7 @@ fn a_worker_hands_buffers_over_and_brings_them_home() {
     }
     // The same with a guest that is recalled while the device has its buffers.
     worker.feed(&[(QueueId(0), QueueId(1))]).unwrap();
-    let lent = |worker: &worker::WorkerHandle| worker.read().unwrap().queues.iter().any(|q| q.lent > 0);
-    while !lent(&worker) {
-        assert!(began.elapsed() < patience, "nothing is lent");
-    }
+    wait_for_lent();
     let vhost = worker.recall(QueueId(1), patience).unwrap();
     assert_eq!(vhost.lent(), 0);
     let nic = worker.recall(QueueId(0), patience).unwrap();
