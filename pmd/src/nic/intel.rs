@@ -150,7 +150,7 @@ impl Totals {
 }
 
 /// Device control and status, and the bits that all have in common (82574 §10.2.2, 82576 §8.2, 82599 §8.2.3.1).
-const CTRL: u32 = 0;
+pub(super) const CTRL: u32 = 0;
 const STATUS: u32 = 8;
 const CTRL_GIO_MASTER_DISABLE: u32 = 1 << 2;
 const STATUS_GIO_MASTER: u32 = 1 << 19;

@@ -1,6 +1,5 @@
 //! Registers of the 82599 (§8.2) and their bits.
 
-pub(super) const CTRL: u32 = 0x0000;
 pub(super) const CTRL_LINK_RST: u32 = 1 << 3;
 pub(super) const CTRL_RST: u32 = 1 << 26;
 pub(super) const CTRL_EXT: u32 = 0x0018;

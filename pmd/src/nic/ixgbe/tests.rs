@@ -168,7 +168,7 @@ impl Registers for Model {
 
     fn write(&self, at: u32, bytes: u32, value: u32) {
         assert_eq!((bytes, at % 4), (4, 0));
-        if at == r::CTRL && value & r::CTRL_RST != 0 {
+        if at == crate::nic::intel::CTRL && value & r::CTRL_RST != 0 {
             return self.reset();
         }
         let queue = |base: u32| {
