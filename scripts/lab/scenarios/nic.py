@@ -279,7 +279,7 @@ def nic_direct(full):
 def direct(model, count):
     guest = NicGuest(model)
     first, second = guest.bind()
-    back = Inside(guest, ["-l", "0", "--vdev", "vhost0,iface=/run/v.sock", "-a", f"{first},direct=1,copy_break=0", "--", "-i"], "back")
+    back = Inside(guest, ["-l", "0", "--vdev", "vhost0,iface=/run/v.sock,in_order=0", "-a", f"{first},direct=1,copy_break=0", "--", "-i"], "back")
     back.cmd("start")
     for life in range(2):
         front = Inside(guest, ["-l", "0", "--vdev", f"virtio_user0,path=/run/v.sock,packed_vq={life}", "-a", second,
