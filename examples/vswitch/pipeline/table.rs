@@ -10,6 +10,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use super::rule::Rule;
+use crate::vswitch::flow::action::Action;
 use crate::vswitch::flow::fields::ones;
 use crate::vswitch::flow::key::word;
 use crate::vswitch::flow::{Field, Key, Mask, Match};
@@ -154,7 +155,8 @@ impl Subtable {
         self.priorities.last_key_value().map_or(0, |(p, _)| *p)
     }
 
-    fn find(&self, key: &Key, seen: &mut Option<&mut Mask>) -> Option<&Arc<Rule>> {
+    /// The rules that match, the highest priority first.
+    fn find(&self, key: &Key, seen: &mut Option<&mut Mask>) -> Option<&[Arc<Rule>]> {
         if let Some(seen) = seen.as_deref_mut() {
             for prefix in &self.prefixes {
                 if let Some(bits) = prefix.absent(key) {
@@ -170,7 +172,7 @@ impl Subtable {
             }
             seen.widen(&self.mask);
         }
-        self.rules.get(&gather(key, &self.mask, &self.words))?.first()
+        self.rules.get(&gather(key, &self.mask, &self.words)).map(Vec::as_slice)
     }
 
     fn count(&mut self, key: &Key, add: bool) {
@@ -192,6 +194,8 @@ pub struct Table {
     /// The highest priority first.
     subtables: Vec<Subtable>,
     len: usize,
+    /// Rules that are a dimension of a conjunction.
+    conjunctive: usize,
     /// Look-ups, and those that found a rule.
     pub lookups: std::sync::atomic::AtomicU64,
     /// See `lookups`.
@@ -209,17 +213,48 @@ impl Table {
         self.len == 0
     }
 
-    /// The rule of the highest priority that matches. The bits that it depended on are added to `seen`.
+    /// The rule of the highest priority that matches, or that a conjunction stands for. The bits that it
+    /// depended on are added to `seen`.
     pub fn lookup(&self, key: &Key, mut seen: Option<&mut Mask>) -> Option<&Arc<Rule>> {
+        if self.conjunctive == 0 {
+            return self.best(key, &mut seen, None);
+        }
+        let mut dimensions = Vec::new();
+        let best = self.best(key, &mut seen, Some(&mut dimensions));
+        dimensions.retain(|d| best.is_none_or(|b| d.flow.priority > b.flow.priority));
+        dimensions.sort_by_key(|d| std::cmp::Reverse(d.flow.priority));
+        for met in dimensions.chunk_by(|a, b| a.flow.priority == b.flow.priority) {
+            for id in whole(met) {
+                let mut key = *key;
+                key.lay(Field::ConjId, id.into());
+                let rule = self.best(&key, &mut seen, None);
+                if rule.is_some() {
+                    return rule;
+                }
+            }
+        }
+        best
+    }
+
+    /// The same without conjunctions; rules that are dimensions of one go to `dimensions`.
+    fn best<'t>(
+        &'t self,
+        key: &Key,
+        seen: &mut Option<&mut Mask>,
+        mut dimensions: Option<&mut Vec<&'t Arc<Rule>>>,
+    ) -> Option<&'t Arc<Rule>> {
         let mut best: Option<&Arc<Rule>> = None;
         for subtable in &self.subtables {
             if best.is_some_and(|b| b.flow.priority >= subtable.best()) {
                 break;
             }
-            if let Some(rule) = subtable.find(key, &mut seen)
-                && best.is_none_or(|b| rule.flow.priority > b.flow.priority)
-            {
-                best = Some(rule);
+            for rule in subtable.find(key, seen).unwrap_or_default() {
+                if self.conjunctive > 0 && is_dimension(rule) {
+                    dimensions.iter_mut().for_each(|all| all.push(rule));
+                } else if best.is_none_or(|b| rule.flow.priority > b.flow.priority) {
+                    best = Some(rule);
+                    break;
+                }
             }
         }
         best
@@ -253,6 +288,7 @@ impl Table {
             .entry(gather(&rule.flow.matching.key, &subtable.mask, &subtable.words))
             .or_default();
         let place = rules.partition_point(|r| r.flow.priority > rule.flow.priority);
+        self.conjunctive += usize::from(is_dimension(&rule));
         rules.insert(place, rule);
         self.len += 1;
         self.order();
@@ -280,6 +316,7 @@ impl Table {
             self.subtables.swap_remove(at);
         }
         self.len -= 1;
+        self.conjunctive -= usize::from(is_dimension(&rule));
         self.order();
         Some(rule)
     }
@@ -289,6 +326,24 @@ impl Table {
             self.subtables.sort_by_key(|s| std::cmp::Reverse(s.best()));
         }
     }
+}
+
+/// Whether a rule is met together with others only.
+fn is_dimension(rule: &Rule) -> bool {
+    rule.flow.actions.iter().any(|a| matches!(a, Action::Conjunction { .. }))
+}
+
+/// Conjunctions of which a rule of every dimension is among these.
+fn whole(met: &[&Arc<Rule>]) -> Vec<u32> {
+    let mut found: BTreeMap<u32, (u8, u64)> = BTreeMap::new();
+    for action in met.iter().flat_map(|rule| &rule.flow.actions) {
+        if let Action::Conjunction { id, clause, clauses } = action {
+            let (of, seen) = found.entry(*id).or_default();
+            (*of, *seen) = (*clauses, *seen | 1 << (clause & 63));
+        }
+    }
+    let all = |(of, seen): &(u8, u64)| *seen == u64::MAX >> (64 - u32::from(*of).clamp(1, 64));
+    found.into_iter().filter(|(_, dimensions)| all(dimensions)).map(|(id, _)| id).collect()
 }
 
 #[cfg(test)]
@@ -384,6 +439,45 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_conjunction_is_met_when_all_its_dimensions_are() {
+        let mut table = Table::default();
+        for text in [
+            "priority=9,ip,nw_src=10.0.0.1,actions=conjunction(5,1/2)",
+            "priority=9,ip,nw_src=10.0.0.2,actions=conjunction(5,1/2),conjunction(6,1/2)",
+            "priority=9,tcp,tp_dst=80,actions=conjunction(5,2/2)",
+            "priority=9,tcp,tp_dst=81,actions=conjunction(6,2/2)",
+            "priority=7,conj_id=5,ip,actions=output:1",
+            "priority=6,conj_id=6,ip,actions=output:2",
+            "priority=8,tcp,tp_dst=82,actions=output:4",
+            "priority=5,ip,nw_src=10.0.0.1,actions=output:5",
+            "priority=1,actions=output:3",
+        ] {
+            table.insert(rule(text.into()));
+        }
+        let found = |table: &Table, src: u128, port: u128, mask: &mut Mask| {
+            let mut key = Key::default();
+            for (field, value) in [
+                (Field::EthType, 0x800),
+                (Field::NwProto, 6),
+                (Field::NwSrc, 0x0a00_0000 + src),
+                (Field::TcpDst, port),
+            ] {
+                key.lay(field, value);
+            }
+            table.lookup(&key, Some(mask)).unwrap().flow.priority
+        };
+        let of = |src, port| found(&table, src, port, &mut Mask::default());
+        assert_eq!((of(1, 80), of(2, 80), of(2, 81)), (7, 7, 6));
+        assert_eq!((of(1, 81), of(1, 82), of(2, 82), of(3, 80)), (5, 8, 8, 1), "not whole");
+        let mut mask = Mask::default();
+        found(&table, 1, 80, &mut mask);
+        assert_eq!((mask.lie(Field::NwSrc), mask.lie(Field::TcpDst)), (0xffff_ffff, 0xffff));
+        let dimension = rule("priority=9,tcp,tp_dst=80,actions=conjunction(5,2/2)".into());
+        table.remove(&dimension.flow.matching, 9).unwrap();
+        assert_eq!(found(&table, 2, 80, &mut Mask::default()), 1);
     }
 
     #[test]

@@ -202,6 +202,17 @@ def table_of(rng):
     return flows
 
 
+def conjunctions(rng):
+    """Flows that are met together. Each ID has a flow: Open vSwitch overlooks rules behind a whole whose ID has none."""
+    flows = []
+    for at, value in ((0, rng.randint(1, 3)), (1, rng.randint(1, 3))):
+        flows += [f"priority={100 + at},{match},actions=conjunction({value},1/2)"
+                  for match in rng.sample(["ip,nw_src=10.1.2.3", "ip,nw_src=10.0.0.0/9", "in_port=1", "in_port=2"], 2)]
+        flows += [f"priority={100 + at},{match},actions=conjunction({value},2/2)"
+                  for match in rng.sample(["tcp,tp_dst=80", "udp", "ip,nw_dst=10.1.2.0/24", "ip,nw_ttl=64"], 2)]
+    return flows + [f"priority={rng.randint(30, 200)},conj_id={n},actions=output:{n}" for n in (1, 2, 3)]
+
+
 def ours(cases):
     """Frames that leave each port of each case: one process, a bridge for each."""
     folder = run_dir() / "ours"
@@ -239,7 +250,10 @@ def vswitch_tables(full):
     cases = {}
     for number in range(count):
         packets = {p: [frame(rng, p, n) for n in range(PACKETS)] for p in range(1, PORTS + 1)}
-        cases[number] = (table_of(rng), packets)
+        flows = table_of(rng)
+        if number % 4 == 3:
+            flows += conjunctions(random.Random(number))
+        cases[number] = (flows, packets)
     numbers, got = list(cases), {}
     for start in range(0, count, BRIDGES):
         got.update(ours({n: cases[n] for n in numbers[start:start + BRIDGES]}))

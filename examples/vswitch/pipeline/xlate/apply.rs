@@ -71,7 +71,7 @@ impl Walk<'_> {
                 self.write(m.dst, link);
             }
             Action::Bundle(b) => self.bundle(b),
-            // Within `ct` only, and of rules that are met by several.
+            // Within `ct` only; of rules that are met together with others.
             Action::Nat(_) | Action::Conjunction { .. } | Action::CheckPktLarger { .. } => {}
             _ => self.edit(action),
         }
