@@ -393,6 +393,7 @@ const SETTABLE: &[Field] = &[
 mod tests {
     use super::*;
     use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
 
     fn udp(src: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
@@ -488,5 +489,63 @@ mod tests {
         head.set_field(Field::NwSrc, 0x0a00_0003, 0xffff_ffff).unwrap();
         let sum = |b: &[u8]| u32::from(u16::from_be_bytes([b[40], b[41]]));
         assert_eq!(sum(head.bytes()), sum(&frame) + 2);
+    }
+
+    /// Bytes that look like headers for a while, and the size of the frame that they begin.
+    fn any_frame() -> impl Strategy<Value = (Vec<u8>, usize)> {
+        let kinds =
+            [ether::IPV4, ether::IPV6, ether::ARP, ether::VLAN, ether::QINQ, ether::MPLS, 0x40, 0x1234];
+        let kind = || prop::sample::select(kinds.to_vec());
+        let protocol = prop::sample::select(&[0u8, 1, 6, 17, 43, 44, 50, 58, 60, 132][..]);
+        let bytes = prop::collection::vec(any::<u8>(), 0..HEAD + 40);
+        (bytes, kind(), kind(), protocol, any::<bool>(), 0usize..3000).prop_map(
+            |(mut bytes, outer, inner, protocol, six, beyond)| {
+                let mut put = |at: usize, value: &[u8]| {
+                    if let Some(place) = bytes.get_mut(at..at + value.len()) {
+                        place.copy_from_slice(value);
+                    }
+                };
+                put(12, &outer.to_be_bytes());
+                let l3 = if matches!(outer, ether::VLAN | ether::QINQ) { 18 } else { 14 };
+                put(16, &inner.to_be_bytes());
+                put(l3, if six { &[0x60] } else { &[0x45] });
+                put(l3 + 2, &[0, 80]);
+                put(l3 + if six { 6 } else { 9 }, &[protocol]);
+                let size = bytes.len() + beyond;
+                (bytes, size)
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_frame_is_read_and_any_field_of_it_written(
+            (bytes, size) in any_frame(),
+            edits in prop::collection::vec((0usize..8, any::<u16>(), any::<u128>(), any::<u128>()), 0..12),
+        ) {
+            let read = &bytes[..bytes.len().min(HEAD)];
+            let mut key = Key::default();
+            let layers = parse(read, size, &mut key);
+            prop_assert!(layers.l2_len <= read.len());
+            let mut head = Head::new(read, size, Offload::default());
+            for (which, word, value, mask) in edits {
+                let before = head.size();
+                match which {
+                    0 => drop(head.push_vlan(ether::VLAN, word)),
+                    1 => drop(head.pop_vlan()),
+                    2 => drop(head.push_mpls(ether::MPLS, value as u32)),
+                    3 => drop(head.pop_mpls(word)),
+                    _ => {
+                        let field = SETTABLE[usize::from(word) % SETTABLE.len()];
+                        let _ = head.set_field(field, value, mask);
+                        prop_assert_eq!(head.size(), before);
+                    }
+                }
+                prop_assert!(head.size().abs_diff(before) <= 4);
+                prop_assert_eq!(head.size() - head.bytes().len(), size - read.len(), "the payload stays");
+            }
+        }
     }
 }
