@@ -22,6 +22,8 @@ use crate::spec::virtio as v;
 pub const MAX_ENTRIES: usize = 8192;
 /// Translations that one ring may wait for.
 pub const MAX_ASKED: usize = 64;
+/// Translations that a chain asks for at once: each that comes has the chain walked again.
+const MAX_FORESEEN: usize = 32;
 /// The granule of IOMMUs.
 pub const PAGE: u64 = 4096;
 
@@ -270,20 +272,15 @@ impl<'a> Translated<'a> {
 
     fn note(&self, iova: u64, perm: u8) {
         let (miss, mut misses) = (Miss { iova: iova & !(PAGE - 1), perm }, self.misses.borrow_mut());
-        if misses.len() < MAX_ASKED && !misses.contains(&miss) {
+        if misses.len() < MAX_FORESEEN && !misses.contains(&miss) {
             misses.push(miss);
         }
     }
 
     /// Guest address of `len` bytes that are at one place.
     fn locate(&self, iova: u64, len: u32, perm: u8) -> Result<u64, OutOfRange> {
-        match self.tlb.find(iova, perm) {
-            Some((gpa, run)) if run >= u64::from(len) => Ok(gpa),
-            found => {
-                self.note(found.map_or(iova, |(_, run)| iova.saturating_add(run)), perm);
-                Err(OutOfRange { gpa: iova, len: len.into() })
-            }
-        }
+        let whole = self.tlb.find(iova, perm).filter(|(_, run)| *run >= u64::from(len));
+        whole.map(|(gpa, _)| gpa).ok_or(OutOfRange { gpa: iova, len: len.into() })
     }
 
     /// In the place of a buffer in a page that is not known yet.
@@ -300,10 +297,15 @@ fn page_rest(iova: u64) -> u64 {
 
 impl Memory for Translated<'_> {
     fn lend(&self, iova: u64, len: u32, id: u16, write: bool) -> Result<Buf, OutOfRange> {
-        let gpa = match self.locate(iova, len, if write { WRITE } else { READ }) {
+        let perm = if write { WRITE } else { READ };
+        let gpa = match self.locate(iova, len, perm) {
             Ok(gpa) => gpa,
-            Err(missed) if u64::from(len) <= page_rest(iova) => return self.stand_in(id).ok_or(missed),
-            Err(missed) => return Err(missed),
+            Err(missed) if u64::from(len) <= page_rest(iova) => {
+                self.note(iova, perm);
+                return self.stand_in(id).ok_or(missed);
+            }
+            // Of several pages, the walk goes on page by page.
+            Err(apart) => return Err(apart),
         };
         let buf =
             if write { self.lender.lend_writable(gpa, len, id)? } else { self.lender.lend(gpa, len, id)? };
@@ -315,7 +317,9 @@ impl Memory for Translated<'_> {
         let perm = if write { WRITE } else { READ };
         let Some((gpa, run)) = self.tlb.find(iova, perm) else {
             self.note(iova, perm);
-            return page_rest(iova);
+            // A longer chain is walked on when these are known.
+            let enough = self.misses.borrow().len() >= MAX_FORESEEN;
+            return if enough { 0 } else { page_rest(iova) };
         };
         run.min(self.lender.table().contiguous(gpa))
     }
@@ -331,7 +335,8 @@ impl Memory for Translated<'_> {
         let mut bytes = Vec::with_capacity(len);
         for i in 0..len as u64 {
             let at = iova.checked_add(i).ok_or(OutOfRange { gpa: iova, len: len as u64 })?;
-            bytes.push(self.lender.peek::<u8>(self.locate(at, 1, READ)?)?);
+            let gpa = self.locate(at, 1, READ).inspect_err(|_| self.note(at, READ))?;
+            bytes.push(self.lender.peek::<u8>(gpa)?);
         }
         Ok(T::read_from_bytes(&bytes).expect("as many bytes as it has"))
     }
