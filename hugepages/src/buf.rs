@@ -202,7 +202,7 @@ impl Buf {
     /// is shorter.
     #[inline(always)]
     pub fn take_header<const HEADER: u32>(&mut self) -> Option<(u64, u16)> {
-        const { assert!(HEADER == 12 || HEADER == 10, "a header of 10 or 12 bytes") };
+        const { assert!(matches!(HEADER, 10 | 12 | 20), "a header of 10, 12 or 20 bytes") };
         let rest = self.len.checked_sub(HEADER)?;
         debug_assert!(self.flags & BEHIND == 0, "one header is taken off, or skipped");
         // SAFETY: there are HEADER bytes, at least 10; any are valid integers.

@@ -11,6 +11,9 @@
 //! - `iommu`: what is known of a guest's IOMMU
 //! - `parked`: packets that wait until it is known where the guest's buffers are
 //! - `filter`: which frames a guest wants
+//! - `hash`: the hash of a packet
+//! - `steering`: which of a guest's rings a packet is for
+//! - `mail`: packets that come to one queue and are for another's ring
 //! - `orders`: how a ring is to serve its guest
 //! - `commands`: what a guest asks for through its control queue
 //! - `state`: all of it as bytes, for whoever goes on with the device
@@ -25,15 +28,18 @@ mod control;
 mod deliver;
 pub(crate) mod door;
 mod filter;
+mod hash;
 mod herald;
 mod iommu;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod lies;
+mod mail;
 pub(crate) mod orders;
 pub(crate) mod queue;
 mod parked;
 mod receive;
 mod state;
+mod steering;
 pub(crate) mod wire;
 
 use std::sync::Arc;
@@ -49,6 +55,7 @@ use crate::spec::virtio as v;
 use crate::vhost::{Access, Handle, Legacy, Offer, PortId, ServerError, Socket};
 use control::Control;
 use door::{Caller, Door};
+use mail::{Mail, Office};
 use queue::VhostQueue;
 pub use queue::local;
 
@@ -145,7 +152,7 @@ impl Config {
         offer(self.mergeable, net::F_MRG_RXBUF);
         let commands = net::F_CTRL_RX | net::F_CTRL_RX_EXTRA | net::F_CTRL_VLAN | net::F_CTRL_MAC_ADDR;
         let commands = commands | net::F_CTRL_GUEST_OFFLOADS | net::F_NOTF_COAL | net::F_VQ_NOTF_COAL;
-        offer(self.commanded(pairs), net::F_CTRL_VQ | commands);
+        offer(self.commanded(pairs), net::F_CTRL_VQ | commands | net::F_RSS | net::F_HASH_REPORT);
         offer(self.ring_reset, v::F_RING_RESET);
         offer(self.checksum, net::F_CSUM | net::F_GUEST_CSUM);
         let segments = self.checksum && self.segmentation;
@@ -174,6 +181,7 @@ pub struct Vhost {
 struct Served {
     id: PortId,
     doors: Arc<[Door]>,
+    office: Office,
     up: Arc<AtomicBool>,
 }
 
@@ -210,6 +218,7 @@ impl Vhost {
     }
 
     fn offer(&self, pairs: u16) -> Offer {
+        let hashes = self.config.commanded(pairs);
         let config = NetConfig {
             mac: self.mac,
             status: net::S_LINK_UP,
@@ -217,7 +226,9 @@ impl Vhost {
             mtu: self.config.mtu.unwrap_or(DEFAULT_MTU),
             speed: u32::MAX,
             duplex: 0xff,
-            ..NetConfig::default()
+            rss_max_key_size: if hashes { net::hash::MAX_KEY as u8 } else { 0 },
+            rss_max_indirection_table_length: if hashes { net::hash::MAX_TABLE as u16 } else { 0 },
+            supported_hash_types: if hashes { net::hash::ALL } else { 0 },
         };
         let mtu = self.config.mtu.unwrap_or(u16::MAX);
         let control = self.config.commanded(pairs).into();
@@ -234,8 +245,10 @@ impl Vhost {
         let doors = doors.map_err(|source| PortError::Io { port: self.name.clone(), what, source })?;
         let up = Arc::new(AtomicBool::new(false));
         let name = format!("{} ({})", self.name, self.config.socket.path().display());
+        let office = Office::new(queues.into());
+        let inside = (Arc::clone(&doors), office.clone());
         let mac = (self.mac, self.config.mac.is_some());
-        let host = Control::new(name, Arc::clone(&doors), caller, Arc::clone(&up), self.config.mapped, mac);
+        let host = Control::new(name, inside, caller, Arc::clone(&up), self.config.mapped, mac);
         let (socket, access) = (self.config.socket.clone(), self.config.access);
         let (offer, host) = (self.offer(queues), Box::new(host));
         let added = match self.legacy.take() {
@@ -243,7 +256,7 @@ impl Vhost {
             None => self.server.add_for(access, socket, offer, host),
         };
         let id = added.map_err(|source| self.refused(source))?;
-        self.served = Some(Served { id, doors, up });
+        self.served = Some(Served { id, doors, office, up });
         Ok(())
     }
 
@@ -301,11 +314,11 @@ impl Port for Vhost {
         if self.served.is_none() {
             self.serve(queues)?;
         }
-        let doors = &self.served.as_ref().expect("served just now").doors;
-        let started: Vec<Box<dyn Queue>> = doors
-            .iter()
-            .map(|door| Box::new(VhostQueue::new(door.inside(), Arc::default())) as Box<dyn Queue>)
-            .collect();
+        let Served { doors, office, .. } = self.served.as_ref().expect("served just now");
+        let queue = |(door, index): (&Door, u16)| -> Box<dyn Queue> {
+            Box::new(VhostQueue::new(door.inside(), Mail::new(office.clone(), index), Arc::default()))
+        };
+        let started: Vec<_> = doors.iter().zip(0..).map(queue).collect();
         self.tally = Tally::of(&started);
         self.started = true;
         Ok(started)

@@ -61,6 +61,10 @@ pub const F_GUEST_USO4: u64 = 1 << 54;
 pub const F_GUEST_USO6: u64 = 1 << 55;
 /// §5.1.3 bit 56: the device takes USO.
 pub const F_HOST_USO: u64 = 1 << 56;
+/// §5.1.3 bit 57: the device reports the hash of packets, in a longer header ([`HDR_LEN_HASH`]).
+pub const F_HASH_REPORT: u64 = 1 << 57;
+/// §5.1.3 bit 60: the device chooses the receive queue by a packet's hash.
+pub const F_RSS: u64 = 1 << 60;
 /// §5.1.3 bit 63: the configuration has speed and duplex.
 pub const F_SPEED_DUPLEX: u64 = 1 << 63;
 
@@ -96,6 +100,10 @@ pub mod ctrl {
     /// §5.1.6.5.5.
     pub const MQ: u8 = 4;
     pub const MQ_VQ_PAIRS_SET: u8 = 0;
+    /// §5.1.6.5.7.
+    pub const MQ_RSS_CONFIG: u8 = 1;
+    /// §5.1.6.5.6.4.
+    pub const MQ_HASH_CONFIG: u8 = 2;
     /// §5.1.6.5.6.1.
     pub const GUEST_OFFLOADS: u8 = 5;
     pub const GUEST_OFFLOADS_SET: u8 = 0;
@@ -105,6 +113,30 @@ pub mod ctrl {
     pub const NOTF_COAL_RX_SET: u8 = 1;
     pub const NOTF_COAL_VQ_SET: u8 = 2;
     pub const NOTF_COAL_VQ_GET: u8 = 3;
+}
+
+/// §5.1.6.4.3: which packets are hashed over what, as bits, and what is reported of a packet.
+#[allow(missing_docs)]
+pub mod hash {
+    pub const IPV4: u32 = 1 << 0;
+    pub const TCPV4: u32 = 1 << 1;
+    pub const UDPV4: u32 = 1 << 2;
+    pub const IPV6: u32 = 1 << 3;
+    pub const TCPV6: u32 = 1 << 4;
+    pub const UDPV6: u32 = 1 << 5;
+    pub const IP_EX: u32 = 1 << 6;
+    pub const TCP_EX: u32 = 1 << 7;
+    pub const UDP_EX: u32 = 1 << 8;
+    pub const ALL: u32 = (1 << 9) - 1;
+
+    /// §5.1.6.4.4: nothing was hashed. Otherwise it is the number of the type's bit, plus 1.
+    pub const REPORT_NONE: u16 = 0;
+
+    /// §5.1.4: bytes of the longest key, the least that a device may have.
+    pub const MAX_KEY: usize = 40;
+    /// §5.1.4: entries of the longest indirection table, the least that a device may have, and the most that Linux
+    /// had room for before it asked.
+    pub const MAX_TABLE: usize = 128;
 }
 
 /// §5.1.6: `flags`: the checksum at `csum_start + csum_offset` is to be completed.
@@ -128,6 +160,8 @@ pub const GSO_ECN: u8 = 0x80;
 pub const HDR_LEN: u32 = 12;
 /// §5.1.6.1: bytes of the legacy header without it.
 pub const HDR_LEN_LEGACY: u32 = 10;
+/// §5.1.6: bytes of the header with the hash ([`F_HASH_REPORT`]).
+pub const HDR_LEN_HASH: u32 = 20;
 
 /// The most queue pairs of a device: what a vhost-user front-end can name with MQ here.
 pub const MAX_QUEUE_PAIRS: u16 = 128;
@@ -150,6 +184,10 @@ pub struct NetConfig {
     pub speed: u32,
     /// 1 full duplex; 0xff: unknown.
     pub duplex: u8,
-    /// RSS key size, indirection length and hash types; not offered: zero.
-    pub rss: [u8; 7],
+    /// Bytes of the longest hash key ([`F_RSS`], [`F_HASH_REPORT`]); not offered: zero, as the next two.
+    pub rss_max_key_size: u8,
+    /// Entries of the longest indirection table ([`F_RSS`]).
+    pub rss_max_indirection_table_length: u16,
+    /// Types of [`hash`].
+    pub supported_hash_types: u32,
 }

@@ -16,6 +16,7 @@ from .takeover import Chain, lasting_tap
 
 # Feature bits: virtio 1.3 §5.1.3.
 CTRL_GUEST_OFFLOADS, CTRL_VQ, CTRL_RX, CTRL_VLAN, GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR, NOTF_COAL = 2, 17, 18, 19, 21, 22, 23, 53
+HASH_REPORT, RSS = 57, 60
 OTHER, GROUP = "020000000077", "01005e000011"
 SEND = """
 import socket, sys
@@ -23,6 +24,23 @@ s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 s.bind(("tap0", 0))
 for _ in range(int(sys.argv[2])):
     s.send(bytes.fromhex(sys.argv[1]) + bytes(46))
+"""
+
+
+# UDP datagrams for the guest, from ports of which each is a flow.
+FLOWS = """
+import socket, struct, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("tap0", 0))
+address = socket.inet_aton
+for n in range(int(sys.argv[4])):
+    for port in range(1024, 1024 + int(sys.argv[5])):
+        ip = struct.pack(">BBHHHBBH4s4s", 69, 0, 28, 0, 0, 64, 17, 0, address(sys.argv[2]), address(sys.argv[3]))
+        words = struct.unpack(">10H", ip)
+        total = sum(words)
+        total = (total >> 16) + (total & 65535)
+        ip = ip[:10] + struct.pack(">H", 65535 - (total >> 16) - (total & 65535)) + ip[12:]
+        s.send(bytes.fromhex(sys.argv[1] + "0200000000010800") + ip + struct.pack(">HHHH", port, 9, 8, 0) + bytes(18))
 """
 
 
@@ -45,6 +63,54 @@ def arrive(netns, guest, to, tag="", count=40):
     return int(guest.sh(rx)) - before - 2
 
 
+def toeplitz(key, data):
+    """The hash of receive side scaling, bit by bit, as Microsoft's document describes it."""
+    window, total = int.from_bytes(key, "big"), 0
+    for i, bit in enumerate(f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}"):
+        if bit == "1":
+            total ^= window >> 8 * len(key) - 32 - i & 0xFFFFFFFF
+    return total
+
+
+def steering(netns, guest, mac):
+    """The guest's driver says by which hash packets come to which ring; each flow comes where that says."""
+    shown = guest.sh("ethtool -x eth0")
+    key = bytes.fromhex(re.search(r"(?:[0-9a-f]{2}:){39}[0-9a-f]{2}", shown).group(0).replace(":", ""))
+    ports, each = 64, 10
+
+    def come():
+        counted = guest.sh("ethtool -S eth0")
+        return [int(n) for _, n in sorted(re.findall(r"rx_?(?:queue_)?(\d+)_packets: (\d+)", counted))]
+
+    def expect(what, entries, wanted):
+        before = come()
+        netns.run(f"{sys.executable} -c '{FLOWS}' {mac} {HOST} {GUEST} {each} {ports}")
+        ping(guest, HOST, count=2)
+        got = [after - n for after, n in zip(come(), before)]
+        # Pings, and what the kernels say to each other besides.
+        close = all(0 <= n - m <= 12 for n, m in zip(got, wanted))
+        check(close, f"{what}, table {entries}: packets by ring {got}, expected {wanted} and a few others")
+        return f"{what} {got[0]}:{got[1]}"
+
+    def split(entries, data):
+        wanted = [0, 0]
+        for port in range(1024, 1024 + ports):
+            wanted[entries[toeplitz(key, data(port)) % len(entries)]] += each
+        return wanted
+
+    addresses = bytes(map(int, f"{HOST}.{GUEST}".split(".")))
+    flow = lambda port: addresses + port.to_bytes(2, "big") + bytes([0, 9])
+    words = []
+    for setting, entries in (("equal 2", [i % 2 for i in range(128)]), ("weight 1 3", [0] * 32 + [1] * 96), ("weight 0 1", [1] * 128)):
+        guest.sh(f"ethtool -X eth0 {setting}")
+        words.append(expect(setting, entries, split(entries, flow)))
+    guest.sh("ethtool -N eth0 rx-flow-hash udp4 sd; ethtool -X eth0 equal 2")
+    entries = [i % 2 for i in range(128)]
+    words.append(expect("addresses only", entries, split(entries, lambda port: addresses)))
+    guest.sh("ethtool -N eth0 rx-flow-hash udp4 sdfn")
+    return ", ".join(words)
+
+
 @scenario(need, seconds=120)
 def uml_control(full):
     """User-mode Linux: receive mode, addresses, VLANs, queue pairs, offloads and moderation by its control queue."""
@@ -55,7 +121,7 @@ def uml_control(full):
     netns.address("tap0", f"{HOST}/24")
     netns.run("ip neigh add {} lladdr 02:00:00:00:00:02 dev tap0 nud permanent".format(GUEST))
     guest = UserMode("uml", sock).up()
-    wanted = {CTRL_GUEST_OFFLOADS, CTRL_VQ, CTRL_RX, CTRL_VLAN, MQ, CTRL_MAC_ADDR, NOTF_COAL, MRG, GUEST_CSUM, GUEST_TSO4}
+    wanted = {CTRL_GUEST_OFFLOADS, CTRL_VQ, CTRL_RX, CTRL_VLAN, MQ, CTRL_MAC_ADDR, NOTF_COAL, MRG, GUEST_CSUM, GUEST_TSO4, HASH_REPORT, RSS}
     agreed = guest.features()
     check(wanted <= agreed, f"features agreed on are {sorted(agreed)}: expected {sorted(wanted)}")
     mac = guest.sh("cat /sys/class/net/eth0/address")
@@ -93,6 +159,8 @@ def uml_control(full):
     filtered = int(re.search(r"tx_filtered: (\d+)", pmd.cmd("show port xstats 0")).group(1))
     check(filtered >= 240, f"{filtered} frames were filtered, at least 240 expected")
     figure(f"ping {small:.2f} ms; frames of 40 that arrive: {', '.join(words)}; {filtered} filtered")
+
+    figure(f"by hash, to two rings: {steering(netns, guest, OTHER)}")
 
     guest.sh("ethtool -C eth0 rx-usecs 200 rx-frames 16 tx-usecs 200 tx-frames 16")
     held = ping(guest, HOST)

@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use super::filter::Filter;
+use super::hash::Hashing;
 use super::orders::{Delivery, Moderation, Orders, Sieve};
-use crate::batch::Batch;
+use super::steering::{Indirection, Steering};
+use crate::spec::net::hash::MAX_TABLE;
 use crate::spec::net::{self, ctrl};
 
 /// Bytes of the longest command that is read: a table of more than 10,000 addresses.
@@ -51,6 +53,10 @@ pub(super) struct Commands {
     pub(super) pairs: u16,
     pub(super) active: u16,
     pub(super) filter: Arc<Filter>,
+    /// What is hashed of packets.
+    pub(super) hashing: Option<Arc<Hashing>>,
+    /// Which rings they go into by that; otherwise each into the one of the queue that it came to.
+    pub(super) indirection: Option<Arc<Indirection>>,
     /// Of [`net::GUEST_OFFLOADS`]: those that are on.
     pub(super) offloads: u64,
     /// By ring.
@@ -72,6 +78,8 @@ impl Commands {
             pairs,
             active,
             filter: Arc::new(Filter::new(mac, vlans)),
+            hashing: None,
+            indirection: None,
             offloads: features & net::GUEST_OFFLOADS,
             moderation: vec![Moderation::default(); usize::from(pairs) * 2],
             announce: false,
@@ -96,18 +104,33 @@ impl Commands {
 
     /// How one of the guest's receive or transmit rings is to serve it.
     pub(super) fn orders(&self, ring: u16) -> Orders {
-        let delivery = if ring % 2 == 1 {
-            Delivery::All
-        } else if ring / 2 >= self.active {
-            Delivery::Nothing
-        } else if self.filter.is_open() {
+        let steering = self.steering(ring / 2);
+        let everything = self.filter.is_open() && matches!(steering, Steering::Here);
+        let delivery = if ring % 2 == 1 || everything {
             Delivery::All
         } else {
-            let filter = Arc::clone(&self.filter);
-            Delivery::Some(Box::new(Sieve { filter, kept: Batch::default() }))
+            let sieve = Sieve::new(Arc::clone(&self.filter), steering, self.pairs.into());
+            Delivery::Some(Box::new(sieve))
         };
         let features = self.features & !net::GUEST_OFFLOADS | self.offloads;
-        Orders { delivery, features, moderation: self.moderation[usize::from(ring)] }
+        let hashing = self.hashing.clone().filter(|_| self.has(net::F_HASH_REPORT));
+        Orders { delivery, hashing, features, moderation: self.moderation[usize::from(ring)] }
+    }
+
+    /// Whether packets go to other rings than those of the queues they come to.
+    pub(super) fn steers(&self) -> bool {
+        self.indirection.is_some() || self.active < self.pairs
+    }
+
+    /// Where the packets of a queue go.
+    fn steering(&self, queue: u16) -> Steering {
+        match (&self.hashing, &self.indirection) {
+            (Some(hashing), Some(indirection)) => {
+                Steering::Dealt(Arc::clone(hashing), Arc::clone(indirection))
+            }
+            _ if queue >= self.active => Steering::There(queue % self.active),
+            _ => Steering::Here,
+        }
     }
 
     /// Obeys a command.
@@ -118,7 +141,7 @@ impl Commands {
             ctrl::MAC => self.mac(*command, data),
             ctrl::VLAN => self.vlan(*command, data),
             ctrl::ANNOUNCE => self.announced(*command, data),
-            ctrl::MQ => self.pairs(*command, data),
+            ctrl::MQ => self.queues(*command, data),
             ctrl::GUEST_OFFLOADS => self.offloads(*command, data),
             ctrl::NOTF_COAL => self.moderation(*command, data),
             _ => None,
@@ -186,12 +209,32 @@ impl Commands {
         Some(Answer::OK)
     }
 
-    fn pairs(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
-        let pairs = u16::from_le_bytes(data.try_into().ok()?);
-        if !self.has(net::F_MQ) || command != ctrl::MQ_VQ_PAIRS_SET || !(1..=self.pairs).contains(&pairs) {
-            return None;
+    fn queues(&mut self, command: u8, data: &[u8]) -> Option<Answer> {
+        match command {
+            ctrl::MQ_VQ_PAIRS_SET if self.has(net::F_MQ) => {
+                let pairs = u16::from_le_bytes(data.try_into().ok()?);
+                if !(1..=self.pairs).contains(&pairs) {
+                    return None;
+                }
+                (self.active, self.indirection) = (pairs, None);
+            }
+            ctrl::MQ_RSS_CONFIG if self.has(net::F_RSS) => {
+                let (hashing, indirection, pairs) = steering_of(data)?;
+                let known = |queue: &u16| *queue < self.pairs;
+                let good = indirection.table.iter().chain([&indirection.unclassified]).all(known);
+                if !good || !(1..=self.pairs).contains(&pairs) {
+                    return None;
+                }
+                self.active = pairs;
+                (self.hashing, self.indirection) = (Some(Arc::new(hashing)), Some(Arc::new(indirection)));
+            }
+            ctrl::MQ_HASH_CONFIG if self.has(net::F_HASH_REPORT) => {
+                let (types, rest) = data.split_first_chunk::<4>()?;
+                let (_reserved, rest) = rest.split_first_chunk::<8>()?;
+                self.hashing = Some(Arc::new(hashing_of(u32::from_le_bytes(*types), rest)?));
+            }
+            _ => return None,
         }
-        self.active = pairs;
         Some(Answer::OK)
     }
 
@@ -246,6 +289,30 @@ fn table(data: &[u8]) -> Option<(&[[u8; 6]], &[u8])> {
     let bytes = usize::try_from(u32::from_le_bytes(*entries)).ok()?.checked_mul(6)?;
     let (macs, rest) = rest.split_at_checked(bytes)?;
     Some((macs.as_chunks().0, rest))
+}
+
+/// §5.1.6.5.7.1: types, mask, the queue of packets without a hash, the table, transmit queues in use, the key. A
+/// queue is named by half its index.
+fn steering_of(data: &[u8]) -> Option<(Hashing, Indirection, u16)> {
+    let number = |bytes: &[u8; 2]| u16::from_le_bytes(*bytes);
+    let (types, rest) = data.split_first_chunk::<4>()?;
+    let (mask, rest) = rest.split_first_chunk::<2>()?;
+    let (unclassified, rest) = rest.split_first_chunk::<2>()?;
+    let entries = usize::from(number(mask)) + 1;
+    if !entries.is_power_of_two() || entries > MAX_TABLE {
+        return None;
+    }
+    let (table, rest) = rest.split_at_checked(2 * entries)?;
+    let (pairs, rest) = rest.split_first_chunk::<2>()?;
+    let table = table.as_chunks().0.iter().map(number).collect();
+    let indirection = Indirection { unclassified: number(unclassified), table };
+    Some((hashing_of(u32::from_le_bytes(*types), rest)?, indirection, number(pairs)))
+}
+
+/// The length of a key, then the key.
+fn hashing_of(types: u32, key: &[u8]) -> Option<Hashing> {
+    let (len, key) = key.split_first()?;
+    (key.len() == usize::from(*len)).then_some(key).and_then(|key| Hashing::new(types, key))
 }
 
 /// §5.1.6.5.9: packets, then microseconds.

@@ -15,6 +15,7 @@ use super::commands::{Answer, Commands};
 use super::door::{Caller, Door, Side, Stuck};
 use super::herald::Herald;
 use super::iommu::{self, Iommu};
+use super::mail::Office;
 use super::queue::{Events, Ring};
 use super::state;
 use crate::batch::Batch;
@@ -80,6 +81,7 @@ pub(super) struct Control {
     /// Port and socket, for the log.
     name: String,
     doors: Arc<[Door]>,
+    office: Office,
     caller: Arc<Caller>,
     up: Arc<AtomicBool>,
     mapped: bool,
@@ -153,7 +155,7 @@ fn side(ring: u16) -> Side {
 impl Control {
     pub(super) fn new(
         name: String,
-        doors: Arc<[Door]>,
+        (doors, office): (Arc<[Door]>, Office),
         caller: Arc<Caller>,
         up: Arc<AtomicBool>,
         mapped: bool,
@@ -165,6 +167,7 @@ impl Control {
         Control {
             name,
             doors,
+            office,
             caller,
             up,
             mapped,
@@ -323,6 +326,9 @@ impl Control {
             self.rings[usize::from(index)] = Place::Waiting;
             return Ok(());
         };
+        if self.commands.steers() {
+            self.office.open().map_err(HostError::Files)?;
+        }
         ring.obey(self.commands.orders(index));
         self.door(index).give(side(index), ring);
         self.rings[usize::from(index)] = Place::Running;
@@ -447,6 +453,9 @@ impl Control {
 
     /// Has all rings serve the guest as it asked to be served.
     fn order_all(&mut self) -> Result<(), HostError> {
+        if self.commands.steers() {
+            self.office.open().map_err(HostError::Files)?;
+        }
         let out =
             (0..self.rings.len() as u16).filter(|ring| self.rings[usize::from(*ring)] == Place::Running);
         for ring in out.clone() {
@@ -604,9 +613,10 @@ impl Host for Control {
 
     fn start(&mut self, setup: RingSetup) -> Result<(), HostError> {
         let index = setup.index;
-        // virtio 1.3 §5.1.2: with MQ the control queue comes after all pairs, otherwise after the first.
+        // virtio 1.3 §5.1.2: with MQ or RSS the control queue comes after all pairs, otherwise after the first.
         let commanded = setup.features & net::F_CTRL_VQ != 0;
-        let control = if setup.features & net::F_MQ != 0 { self.rings.len() as u16 } else { 2 };
+        let many = setup.features & (net::F_MQ | net::F_RSS) != 0;
+        let control = if many { self.rings.len() as u16 } else { 2 };
         if commanded && index == control {
             return self.start_commands(&setup);
         }
@@ -834,6 +844,9 @@ impl Host for Control {
     fn load(&mut self, bytes: &[u8]) -> Result<(), HostError> {
         let loaded = state::load(bytes, self.doors.len() as u16).map_err(|e| HostError::State(e.into()))?;
         (self.commands, self.stopped_at) = loaded;
+        if self.commands.steers() {
+            self.office.open().map_err(HostError::Files)?;
+        }
         // What is on the other side may be another network, or have forgotten where the guest is.
         self.commands.announce();
         self.config_changed = self.commands.announce;

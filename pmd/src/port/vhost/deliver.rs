@@ -3,7 +3,8 @@
 use hugepages::{Buf, Loan, Offload};
 use zerocopy::IntoBytes;
 
-use super::wire::{Header, Wire};
+use super::hash::Hashing;
+use super::wire::{Header, Mark, Wire};
 use crate::batch::Batch;
 use crate::offload::segment::{self, Segment, Segments};
 use crate::offload::{self, Patch};
@@ -15,6 +16,8 @@ use crate::vring::{Layout, Rooms, Vring};
 pub(super) struct Deliver<'a, L> {
     pub(super) ring: &'a mut Vring<L>,
     pub(super) wire: Wire,
+    /// What is reported of packets, if their header has a place for it.
+    pub(super) hashing: Option<&'a Hashing>,
     /// Empty chains that were popped for a packet; empty between bursts.
     pub(super) stash: &'a mut Batch<Buf>,
     /// Receipts of packets that are delivered.
@@ -135,8 +138,10 @@ impl<L: Layout> Deliver<'_, L> {
         let packets = &batch.as_slice()[..most];
         let (n, bytes) = if self.wire.hdr == net::HDR_LEN {
             copy::<{ net::HDR_LEN }, L>(self.ring, self.wire, packets)
-        } else {
+        } else if self.wire.hdr == net::HDR_LEN_LEGACY {
             copy::<{ net::HDR_LEN_LEGACY }, L>(self.ring, self.wire, packets)
+        } else {
+            return (0, 0);
         };
         if n > 0 {
             batch.finish_front(n, self.done);
@@ -168,16 +173,18 @@ impl<L: Layout> Deliver<'_, L> {
             return self.never(batch);
         }
         let packet = Packet { batch, bufs };
+        let hashing = self.hashing.filter(|_| self.wire.hdr == net::HDR_LEN_HASH);
+        let mark = hashing.map_or(Mark::default(), |hashing| hashing.packet(packet.iter()));
         let sent = if self.wire.segments(&offload) {
             let mut patch = None;
             if !self.wire.checksums(&offload) {
                 let Ok(sum) = offload::checksum(&offload, packet.iter()) else { return self.never(batch) };
                 (patch, offload) = (sum, Offload::default());
             }
-            self.frame(&packet, offload, &[], Segment { from: 0, len: bytes }, patch)
+            self.frame(&packet, (offload, mark), &[], Segment { from: 0, len: bytes }, patch)
         } else {
             let Some(segments) = Segments::of(&offload, packet.iter()) else { return self.never(batch) };
-            self.frames(&packet, segments)
+            self.frames(&packet, mark, segments)
         };
         match sent {
             Sent::Never => return self.never(batch),
@@ -192,10 +199,10 @@ impl<L: Layout> Deliver<'_, L> {
 
     /// A large packet, frame by frame. Frames after the first for which the guest has no buffers left
     /// are lost, as on a wire.
-    fn frames(&mut self, packet: &Packet<'_>, mut segments: Segments) -> Sent {
+    fn frames(&mut self, packet: &Packet<'_>, mark: Mark, mut segments: Segments) -> Sent {
         let mut bytes = 0;
         while let Some(segment) = segments.advance(packet.iter()) {
-            match self.frame(packet, Offload::default(), segments.headers(), segment, None) {
+            match self.frame(packet, (Offload::default(), mark), segments.headers(), segment, None) {
                 Sent::Bytes(n) => bytes += n,
                 refused if bytes == 0 => return refused,
                 _ => break,
@@ -208,7 +215,7 @@ impl<L: Layout> Deliver<'_, L> {
     fn frame(
         &mut self,
         packet: &Packet<'_>,
-        offload: Offload,
+        (offload, mark): (Offload, Mark),
         headers: &[u8],
         part: Segment,
         patch: Option<Patch>,
@@ -221,8 +228,10 @@ impl<L: Layout> Deliver<'_, L> {
         };
         let header = Header { offload, num_buffers: chains as u16 };
         let hdr = self.wire.hdr as usize;
-        let mut prefix = [0u8; net::HDR_LEN as usize + segment::MAX_HEADERS];
-        prefix[..hdr].copy_from_slice(&header.as_bytes()[..hdr]);
+        let mut prefix = [0u8; net::HDR_LEN_HASH as usize + segment::MAX_HEADERS];
+        let (front, rest) = prefix.split_at_mut(net::HDR_LEN as usize);
+        front.copy_from_slice(header.as_bytes());
+        rest[..size_of::<Mark>()].copy_from_slice(mark.as_bytes());
         prefix[hdr..hdr + headers.len()].copy_from_slice(headers);
         self.fill(packet, &prefix[..hdr + headers.len()], part, patch, rooms);
         Sent::Bytes(bytes)

@@ -7,12 +7,17 @@ use std::time::{Duration, Instant};
 use hugepages::{Buf, Loan};
 
 use super::filter::{Filter, HEAD};
+use super::hash::Hashing;
+use super::mail::Mail;
+use super::steering::Steering;
 use crate::batch::Batch;
 use crate::port::drop_packet;
 
 /// The orders for one ring.
 pub(crate) struct Orders {
     pub(super) delivery: Delivery,
+    /// What is reported of packets.
+    pub(super) hashing: Option<Arc<Hashing>>,
     /// Features that its frames are wrapped by: those that the guest has turned off since are left out.
     pub(super) features: u64,
     pub(super) moderation: Moderation,
@@ -21,49 +26,102 @@ pub(crate) struct Orders {
 impl Orders {
     /// Whatever the features say, and no more.
     pub(super) fn of(features: u64) -> Orders {
-        Orders { delivery: Delivery::All, features, moderation: Moderation::default() }
+        Orders { delivery: Delivery::All, hashing: None, features, moderation: Moderation::default() }
     }
 }
 
-/// Which packets a guest gets.
+/// Which packets a ring gets.
 pub(super) enum Delivery {
     All,
-    /// Those that pass.
+    /// Those that pass, and are not for another ring.
     Some(Box<Sieve>),
-    /// None: the queue pair is not in use.
-    Nothing,
 }
 
-/// A filter, and a place for what passes.
+impl Delivery {
+    /// Whether what comes to this queue may be for other rings.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self, Delivery::Some(sieve) if !matches!(sieve.steering, Steering::Here))
+    }
+}
+
+/// A filter, a way for what passes, and places for it.
 pub(super) struct Sieve {
-    pub(super) filter: Arc<Filter>,
-    /// Empty between calls.
-    pub(super) kept: Batch<Buf>,
+    filter: Arc<Filter>,
+    steering: Steering,
+    /// For this ring; empty between calls.
+    kept: Batch<Buf>,
+    /// By queue; empty between calls.
+    others: Vec<Batch<Buf>>,
+    /// Queues of which that is not empty.
+    named: Vec<u16>,
+}
+
+/// Packets that are not for a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sifted {
+    /// The guest wants them not at all.
+    pub(super) refused: usize,
+    /// They are for others of its rings.
+    pub(super) elsewhere: usize,
+    /// They are as well, and there was no room.
+    pub(super) lost: usize,
 }
 
 impl Sieve {
-    /// Finishes what is not wanted: `batch` holds the others then, in their order. How many went. Nothing is
-    /// looked at unless `done` has room for all receipts.
-    pub(super) fn sift(&mut self, batch: &mut Batch<Buf>, done: &mut Batch<Loan>) -> Option<usize> {
+    /// For one of so many queues.
+    pub(super) fn new(filter: Arc<Filter>, steering: Steering, queues: usize) -> Sieve {
+        let queues = if matches!(steering, Steering::Here) { 0 } else { queues };
+        let others = (0..queues).map(|_| Batch::default()).collect();
+        Sieve { filter, steering, kept: Batch::default(), others, named: Vec::with_capacity(queues) }
+    }
+
+    /// Finishes what is not wanted and sends on what is for other rings: `batch` holds the rest then, in its
+    /// order. Nothing is looked at unless `done` has room for all receipts.
+    pub(super) fn sift(
+        &mut self,
+        batch: &mut Batch<Buf>,
+        done: &mut Batch<Loan>,
+        mail: &mut Mail,
+    ) -> Option<Sifted> {
         if done.room() < batch.len() {
             return None;
         }
-        let mut refused = 0;
+        let mut sifted = Sifted::default();
         while !batch.is_empty() {
             let (bufs, _) = batch.packet_at(0);
             let (mut head, mut got) = ([0; HEAD], 0);
             for buf in batch.iter().take(bufs) {
                 got += buf.read(0, &mut head[got..]);
             }
-            if self.filter.takes(&head, got) {
-                (0..bufs).for_each(|_| self.kept.push(batch.pop_front().expect("counted")));
-            } else {
+            if !self.filter.takes(&head, got) {
                 drop_packet(batch, done);
-                refused += 1;
+                sifted.refused += 1;
+                continue;
             }
+            let queue = self.steering.queue(mail.index(), batch.iter().take(bufs));
+            let to = if queue == mail.index() {
+                &mut self.kept
+            } else {
+                sifted.elsewhere += 1;
+                let to = &mut self.others[usize::from(queue)];
+                if to.is_empty() {
+                    self.named.push(queue);
+                }
+                to
+            };
+            (0..bufs).for_each(|_| to.push(batch.pop_front().expect("counted")));
         }
         self.kept.move_to(batch);
-        Some(refused)
+        for queue in self.named.drain(..) {
+            let packets = &mut self.others[usize::from(queue)];
+            mail.send(queue, packets);
+            while !packets.is_empty() {
+                drop_packet(packets, done);
+                sifted.elsewhere -= 1;
+                sifted.lost += 1;
+            }
+        }
+        Some(sifted)
     }
 }
 

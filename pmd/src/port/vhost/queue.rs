@@ -13,12 +13,13 @@ use hugepages::{Buf, Loan, Monitor};
 use super::deliver::Deliver;
 use super::door::{Door, Inside, Look, Side};
 use super::herald::Herald;
-use super::orders::{Delivery, Orders, Waiting};
+use super::mail::{Mail, Office};
+use super::orders::{Delivery, Orders, Sifted, Waiting};
 use super::parked::Parked;
 use super::receive::{LONGEST, receive};
 use super::wire::Wire;
 use crate::batch::{BURST, Batch};
-use crate::port::{Counters, Queue, Wanted};
+use crate::port::{Counters, Queue, Wanted, drop_packet};
 use crate::spec::net::HDR_LEN;
 use crate::sys::eventfd::EventFd;
 use crate::vhost::lines::{Lines, say};
@@ -112,6 +113,8 @@ pub(super) struct VhostQueue {
     herald: Option<Herald>,
     /// What is needed for rings whose addresses are those of the guest's IOMMU.
     translated: Option<Box<Translated>>,
+    /// Packets for other rings of the guest, and from other queues for its own.
+    mail: Mail,
     door: Inside,
     counters: Arc<Counters>,
 }
@@ -149,6 +152,9 @@ impl Shunned {
     }
 }
 
+/// Groups of packets that it takes from other queues in one turn.
+const LETTERS: usize = 8;
+
 /// Turns after which it is asked for what the next chains will need.
 const FORESEE: u32 = 32;
 
@@ -182,7 +188,7 @@ pub fn local(
             door.give(side, Ring::new(ring, features, Events::default(), name.into()));
         }
     }
-    Ok(Box::new(VhostQueue::new(inside, Arc::default())))
+    Ok(Box::new(VhostQueue::new(inside, Mail::new(Office::new(1), 0), Arc::default())))
 }
 
 impl Translated {
@@ -193,7 +199,7 @@ impl Translated {
 }
 
 impl VhostQueue {
-    pub(super) fn new(door: Inside, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(door: Inside, mail: Mail, counters: Arc<Counters>) -> Self {
         VhostQueue {
             from_guest: None,
             to_guest: None,
@@ -205,6 +211,7 @@ impl VhostQueue {
             lines: Default::default(),
             herald: None,
             translated: None,
+            mail,
             door,
             counters,
         }
@@ -381,18 +388,32 @@ impl VhostQueue {
     #[inline(always)]
     fn deliver(&mut self, batch: &mut Batch<Buf>) -> usize {
         let Some(ring) = &mut self.to_guest else { return 0 };
-        let refused = match &mut ring.orders.delivery {
-            Delivery::All => 0,
-            Delivery::Some(sieve) => match sieve.sift(batch, &mut self.done) {
-                Some(refused) => refused,
-                None => return 0,
+        match &mut ring.orders.delivery {
+            Delivery::All => self.put(batch),
+            Delivery::Some(sieve) => match sieve.sift(batch, &mut self.done, &mut self.mail) {
+                Some(sifted) => self.put_rest(batch, sifted),
+                None => 0,
             },
-            Delivery::Nothing => return 0,
-        };
+        }
+    }
+
+    /// Copies those into the ring that are left, of packets that were looked at; how many went.
+    #[inline(never)]
+    fn put_rest(&mut self, batch: &mut Batch<Buf>, Sifted { refused, elsewhere, lost }: Sifted) -> usize {
+        self.counters.tx_filtered.add(refused as u64);
+        self.counters.tx_errors.add(lost as u64);
+        self.put(batch) + refused + elsewhere + lost
+    }
+
+    /// Copies packets into the guest's ring; how many went.
+    #[inline(always)]
+    fn put(&mut self, batch: &mut Batch<Buf>) -> usize {
+        let Some(ring) = &mut self.to_guest else { return 0 };
         let had = ring.ring.fault().is_some();
         let (packets, shown) = with_ring!(&mut ring.ring, vring => {
             let (stash, done) = (&mut self.stash, &mut self.done);
-            let mut to = Deliver { ring: vring, wire: ring.wire, stash, done, idle: BURST };
+            let hashing = ring.orders.hashing.as_deref();
+            let mut to = Deliver { ring: vring, wire: ring.wire, hashing, stash, done, idle: BURST };
             let packets = to.burst(batch, &self.counters);
             let shown = vring.show();
             vring.prepare(packets);
@@ -403,10 +424,33 @@ impl VhostQueue {
         if !had && ring.ring.fault().is_some() {
             ring.retired(&self.counters, &mut self.lines[Side::ToGuest as usize]);
         }
-        if refused > 0 {
-            self.counters.tx_filtered.add(refused as u64);
+        packets
+    }
+
+    /// Takes receipts of packets that went to other queues, and puts those of others into the ring. What there is
+    /// no room for is lost: their senders wait for nobody.
+    #[cold]
+    #[inline(never)]
+    fn post(&mut self) {
+        let returned = self.mail.receipts(&mut self.done);
+        self.counters.tx_errors.add(returned);
+        for _ in 0..LETTERS {
+            let Some(mut group) = self.mail.next() else { return };
+            std::mem::swap(&mut self.done, &mut group.done);
+            self.put(&mut group.packets);
+            let waits = match (&self.to_guest, &self.translated) {
+                (Some(ring), _) => ring.ring.blocked(),
+                (None, translated) => translated.as_ref().is_some_and(|translated| translated.away),
+            };
+            while !group.packets.is_empty() && (!waits || group.expired()) {
+                drop_packet(&mut group.packets, &mut self.done);
+                self.counters.tx_errors.add(1);
+            }
+            std::mem::swap(&mut self.done, &mut group.done);
+            if !self.mail.keep(group) {
+                return;
+            }
         }
-        packets + refused
     }
 
     /// Receipts of empty buffers that nothing was received in, or something that was not for this guest.
@@ -477,6 +521,9 @@ impl Queue for VhostQueue {
         if self.translated.is_some() {
             self.translate();
         }
+        if self.mail.due() {
+            self.post();
+        }
         if self.shown {
             self.call();
         }
@@ -511,14 +558,14 @@ impl Queue for VhostQueue {
 
     fn held(&self) -> u32 {
         let parked = self.translated.as_ref().map_or(0, |translated| translated.parked.len());
-        (self.done.len() + parked) as u32
+        (self.done.len() + parked + self.mail.held()) as u32
     }
 
     fn empty(&mut self, wanted: &Wanted, out: &mut Batch<Buf>) -> Option<usize> {
         let Some(ring) = &mut self.to_guest else { return Some(0) };
         let away = self.leaving[Side::ToGuest as usize] || !ring.ring.lends_far();
         // Headers of 12 bytes; whatever comes in is for the guest.
-        if away || ring.wire.hdr != HDR_LEN || matches!(ring.orders.delivery, Delivery::Nothing) {
+        if away || ring.wire.hdr != HDR_LEN || ring.orders.delivery.is_elsewhere() {
             return None;
         }
         // Some stay for packets from elsewhere, which are copied.
@@ -538,6 +585,7 @@ impl Queue for VhostQueue {
             || self.shown
             || !self.done.is_empty()
             || self.leaving != [false; 2]
+            || self.mail.in_use()
         {
             return false;
         }
@@ -559,6 +607,9 @@ impl Queue for VhostQueue {
         if self.from_guest.as_mut().is_some_and(|ring| ring.events.kick.is_none() || ring.ring.arm(true)) {
             return false;
         }
+        if !self.mail.arm(wait) {
+            return false;
+        }
         wait(self.door.bell().as_fd());
         if let Some(kick) = self.from_guest.as_ref().and_then(|ring| ring.events.kick.as_ref()) {
             wait(kick.as_fd());
@@ -567,6 +618,7 @@ impl Queue for VhostQueue {
     }
 
     fn wake(&mut self, rung: bool) {
+        self.mail.disarm();
         if rung {
             self.door.bell().clear();
         }
@@ -585,6 +637,7 @@ impl Queue for VhostQueue {
 
 impl Drop for VhostQueue {
     fn drop(&mut self) {
+        self.mail.close();
         for ring in [&mut self.to_guest, &mut self.from_guest].into_iter().flatten() {
             ring.waiting = Waiting::default();
         }

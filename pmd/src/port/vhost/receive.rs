@@ -66,6 +66,8 @@ pub(super) fn receive<L: Layout>(
 fn headers(wire: Wire, bufs: &mut [Buf]) {
     if wire.hdr == net::HDR_LEN {
         bufs.iter_mut().for_each(|buf| header::<{ net::HDR_LEN }>(wire, buf, None));
+    } else if wire.hdr == net::HDR_LEN_HASH {
+        bufs.iter_mut().for_each(|buf| header::<{ net::HDR_LEN_HASH }>(wire, buf, None));
     } else {
         bufs.iter_mut().for_each(|buf| header::<{ net::HDR_LEN_LEGACY }>(wire, buf, None));
     }
@@ -89,6 +91,8 @@ fn header<const HDR: u32>(wire: Wire, buf: &mut Buf, frame: Option<u32>) {
 fn any_header(wire: Wire, buf: &mut Buf, frame: Option<u32>) {
     if wire.hdr == net::HDR_LEN {
         header::<{ net::HDR_LEN }>(wire, buf, frame);
+    } else if wire.hdr == net::HDR_LEN_HASH {
+        header::<{ net::HDR_LEN_HASH }>(wire, buf, frame);
     } else {
         header::<{ net::HDR_LEN_LEGACY }>(wire, buf, frame);
     }
@@ -101,7 +105,7 @@ fn any_header(wire: Wire, buf: &mut Buf, frame: Option<u32>) {
 fn strip<L: Layout>(ring: &mut Vring<L>, wire: Wire, out: &mut Batch<Buf>, at: usize) -> bool {
     let (_, bytes) = out.packet_at(at);
     let none = bytes <= wire.hdr || bytes > LONGEST;
-    let (mut header, mut got) = ([0u8; net::HDR_LEN as usize], 0);
+    let (mut header, mut got) = ([0u8; net::HDR_LEN_HASH as usize], 0);
     // Its buffers, last first: those that the header leaves empty are finished at once.
     let mut keep = [const { None }; CAP];
     let mut n = 0;

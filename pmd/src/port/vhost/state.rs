@@ -5,6 +5,7 @@
 //! 16  features            24  offloads         32  address         38  zero
 //! 40  control queue stood at                   44  further addresses
 //! 48  [VLANs: 64 words]   packets, microseconds of each ring       further addresses, 6 bytes each
+//!     [hash types, key]   [entries, queue without a hash, table of queues]
 //! ```
 //!
 //! All numbers are little-endian. Who reads it believes nothing of it.
@@ -15,8 +16,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::commands::{Commands, MAX_COMMAND, MAX_HOLD_US};
 use super::filter::Filter;
+use super::hash::Hashing;
 use super::orders::Moderation;
+use super::steering::Indirection;
 use crate::spec::net;
+use crate::spec::net::hash::{MAX_KEY, MAX_TABLE as MAX_ENTRIES};
 
 const MAGIC: [u8; 8] = *b"hotring\0";
 const VERSION: u16 = 1;
@@ -28,6 +32,9 @@ const MODES: u16 = 0x3f;
 const VLANS: u16 = 1 << 6;
 const STOPPED: u16 = 1 << 7;
 const ANNOUNCE: u16 = 1 << 8;
+const HASHING: u16 = 1 << 9;
+const INDIRECTION: u16 = 1 << 10;
+const FLAGS: u16 = MODES | VLANS | STOPPED | ANNOUNCE | HASHING | INDIRECTION;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -68,7 +75,9 @@ pub(super) fn save(commands: &Commands, stopped_at: Option<u32>) -> Vec<u8> {
     let flags = u16::from(modes)
         | flag(vlans.is_some(), VLANS)
         | flag(stopped_at.is_some(), STOPPED)
-        | flag(commands.announce, ANNOUNCE);
+        | flag(commands.announce, ANNOUNCE)
+        | flag(commands.hashing.is_some(), HASHING)
+        | flag(commands.indirection.is_some(), INDIRECTION);
     let head = Head {
         magic: MAGIC,
         version: VERSION.to_le(),
@@ -89,6 +98,15 @@ pub(super) fn save(commands: &Commands, stopped_at: Option<u32>) -> Vec<u8> {
         bytes.extend(usecs.to_le_bytes());
     }
     table.iter().for_each(|mac| bytes.extend(mac));
+    if let Some(hashing) = &commands.hashing {
+        let (types, key) = hashing.parts();
+        bytes.extend(types.to_le_bytes());
+        bytes.extend(key);
+    }
+    if let Some(Indirection { unclassified, table }) = commands.indirection.as_deref() {
+        let entries = table.len() as u16;
+        [&entries, unclassified].into_iter().chain(table).for_each(|n| bytes.extend(n.to_le_bytes()));
+    }
     bytes
 }
 
@@ -109,18 +127,22 @@ pub(super) fn load(bytes: &[u8], pairs: u16) -> Result<(Commands, Option<u32>), 
     if theirs != pairs {
         return Err(StateError::Pairs { theirs, ours: pairs });
     }
-    check(flags & !(MODES | VLANS | STOPPED | ANNOUNCE) == 0 && head.zero == [0; 2], "flag")?;
+    check(flags & !FLAGS == 0 && head.zero == [0; 2], "flag")?;
     check((1..=pairs).contains(&active), "number of pairs in use")?;
     check(offloads & !(features & net::GUEST_OFFLOADS) == 0, "offload")?;
     check(table <= MAX_TABLE, "number of addresses")?;
     let vlans = if flags & VLANS != 0 { 64 * 8 } else { 0 };
     let rings = usize::from(pairs) * 2 * 8;
-    let want = size_of::<Head>() + vlans + rings + table * 6;
+    let least = size_of::<Head>() + vlans + rings + table * 6;
+    let steered = Steered::of(flags, bytes.get(least..).unwrap_or(&[]));
+    let want = least + steered.len;
     if bytes.len() != want {
         return Err(StateError::Length { got: bytes.len(), want });
     }
     let (vlans, rest) = rest.split_at(vlans);
-    let (rings, table) = rest.split_at(rings);
+    let (rings, rest) = rest.split_at(rings);
+    let (table, rest) = rest.split_at(table * 6);
+    let (hashing, indirection) = steered.load(rest, pairs).map_err(StateError::Field)?;
     let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
     let vlans: Vec<u64> = vlans.as_chunks().0.iter().map(word).collect();
     let moderation = rings.as_chunks().0.iter().map(word);
@@ -129,8 +151,55 @@ pub(super) fn load(bytes: &[u8], pairs: u16) -> Result<(Commands, Option<u32>), 
     check(moderation.iter().all(|m| m.usecs <= MAX_HOLD_US), "time to hold calls back")?;
     let filter = Filter::of_parts((flags & MODES) as u8, head.mac, table.as_chunks().0, vlans.first_chunk());
     let (filter, announce) = (Arc::new(filter), flags & ANNOUNCE != 0);
-    let commands = Commands { features, pairs, active, filter, offloads, moderation, announce };
+    let commands =
+        Commands { features, pairs, active, filter, hashing, indirection, offloads, moderation, announce };
     Ok((commands, (flags & STOPPED != 0).then_some(u32::from_le(head.stopped_at))))
+}
+
+/// What is hashed, and how rings are chosen by that.
+type Steering = (Option<Arc<Hashing>>, Option<Arc<Indirection>>);
+
+/// The part of the state that says how packets are dealt to rings.
+struct Steered {
+    hashing: bool,
+    /// Entries of the table.
+    entries: Option<usize>,
+    len: usize,
+}
+
+impl Steered {
+    /// What there should be, by the bytes that are there.
+    fn of(flags: u16, bytes: &[u8]) -> Steered {
+        let hashing = flags & HASHING != 0;
+        let hash = if hashing { 4 + MAX_KEY } else { 0 };
+        let count = || bytes.get(hash..)?.first_chunk().map(|n| u16::from_le_bytes(*n).into());
+        let entries = (flags & INDIRECTION != 0).then(|| count().unwrap_or(0));
+        Steered { hashing, entries, len: hash + entries.map_or(0, |n| 4 + 2 * n) }
+    }
+
+    /// What they say, of a device with so many queue pairs; otherwise what is impossible. All are there.
+    fn load(&self, bytes: &[u8], pairs: u16) -> Result<Steering, &'static str> {
+        let number = |bytes: &[u8; 2]| u16::from_le_bytes(*bytes);
+        let (mut hashing, mut rest) = (None, bytes);
+        if self.hashing {
+            let (types, key) = rest.split_first_chunk().expect("counted");
+            let (key, after) = key.split_at(MAX_KEY);
+            hashing = Some(Hashing::new(u32::from_le_bytes(*types), key).ok_or("type of hash")?);
+            rest = after;
+        }
+        let mut indirection = None;
+        if let Some(entries) = self.entries {
+            let (head, table) = rest.split_at(4);
+            let table: Vec<u16> = table.as_chunks().0.iter().map(number).collect();
+            let unclassified = u16::from_le_bytes([head[2], head[3]]);
+            let known = table.iter().chain([&unclassified]).all(|queue| *queue < pairs);
+            if !known || !entries.is_power_of_two() || entries > MAX_ENTRIES || hashing.is_none() {
+                return Err("table of queues");
+            }
+            indirection = Some(Indirection { unclassified, table });
+        }
+        Ok((hashing.map(Arc::new), indirection.map(Arc::new)))
+    }
 }
 
 #[cfg(test)]
@@ -146,6 +215,8 @@ mod tests {
         | net::F_CTRL_VLAN
         | net::F_CTRL_MAC_ADDR
         | net::F_MQ
+        | net::F_RSS
+        | net::F_HASH_REPORT
         | net::F_VQ_NOTF_COAL
         | net::F_CTRL_GUEST_OFFLOADS
         | net::F_GUEST_CSUM
@@ -172,6 +243,14 @@ mod tests {
         commands
     }
 
+    /// The same, and packets dealt to rings by their hash.
+    fn dealt() -> Commands {
+        let mut commands = busy();
+        let rss = [&0x3fu32.to_le_bytes()[..], &[1, 0, 1, 0], &[1, 0, 0, 0], &[2, 0], &[3, 7, 8, 9]].concat();
+        assert!(commands.obey(&[&[ctrl::MQ, ctrl::MQ_RSS_CONFIG], &rss[..]].concat()).is_ok());
+        commands
+    }
+
     #[test]
     fn what_is_saved_is_loaded() {
         let mut announced = busy();
@@ -179,6 +258,7 @@ mod tests {
         assert_eq!(load(&save(&announced, None), 2), Ok((announced, None)));
         for (commands, at) in [
             (busy(), Some(17)),
+            (dealt(), None),
             (Commands::new(0, 2, MAC), None),
             (Commands::new(net::F_CTRL_VQ, 2, MAC), Some(0)),
         ] {
@@ -199,6 +279,29 @@ mod tests {
     }
 
     #[test]
+    fn how_packets_are_dealt_comes_last() {
+        let bytes = save(&dealt(), None);
+        let at = save(&busy(), None).len();
+        assert_eq!(bytes.len(), at + 4 + 40 + 4 + 4);
+        assert_eq!(bytes[at..at + 8], [0x3f, 0, 0, 0, 7, 8, 9, 0]);
+        assert_eq!(bytes[at + 44..], [2, 0, 1, 0, 1, 0, 0, 0]);
+        for cut in 0..bytes.len() {
+            assert!(load(&bytes[..cut], 2).is_err(), "{cut} bytes");
+        }
+        for (byte, value, what) in
+            [(at + 1, 2, "type of hash"), (at + 48, 2, "table of queues"), (at + 46, 2, "table of queues")]
+        {
+            let mut bytes = bytes.clone();
+            bytes[byte] = value;
+            assert_eq!(load(&bytes, 2).unwrap_err(), StateError::Field(what), "byte {byte}");
+        }
+        let mut table_alone = bytes;
+        table_alone.drain(at..at + 44);
+        table_alone[15] = 4;
+        assert_eq!(load(&table_alone, 2).unwrap_err(), StateError::Field("table of queues"));
+    }
+
+    #[test]
     fn what_is_wrong_is_refused_by_name() {
         let good = save(&busy(), None);
         for cut in 0..good.len() {
@@ -216,7 +319,7 @@ mod tests {
         for (at, byte, what) in [
             (12, 3, "number of pairs in use"),
             (12, 0, "number of pairs in use"),
-            (15, 2, "flag"),
+            (15, 8, "flag"),
             (38, 1, "flag"),
             (24, 3, "offload"),
             (47, 0xff, "number of addresses"),
@@ -229,7 +332,7 @@ mod tests {
     proptest! {
         /// Whatever it is: refused, or a state that is saved as it was loaded.
         #[test]
-        fn any_bytes(mut bytes in Just(save(&busy(), Some(3))), at in 0..604usize, byte: u8, cut in 0..700usize) {
+        fn any_bytes(mut bytes in Just(save(&dealt(), Some(3))), at in 0..656usize, byte: u8, cut in 0..700usize) {
             bytes[at] = byte;
             bytes.truncate(cut);
             if let Ok((commands, stopped_at)) = load(&bytes, 2) {

@@ -1,6 +1,7 @@
 //! A front-end of rust-vmm and guests with real rings, against the port and the server.
 
 mod control_queue;
+mod steering;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;

@@ -22,10 +22,26 @@ impl Header {
     }
 }
 
+/// virtio 1.3 §5.1.6: what follows the header with HASH_REPORT; all zero: no hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct Mark {
+    pub(super) value: u32,
+    pub(super) report: u16,
+    pub(super) zero: u16,
+}
+
+impl Mark {
+    /// The hash, if there is one.
+    pub(super) fn hash(self) -> Option<u32> {
+        (self.report != 0).then(|| u32::from_le(self.value))
+    }
+}
+
 /// How frames are wrapped on a ring, by its negotiated features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wire {
-    /// Bytes of the header: 12, or 10 for a legacy driver without mergeable buffers.
+    /// Bytes of the header: 12; 20 with HASH_REPORT; 10 for a legacy driver without mergeable buffers.
     pub(super) hdr: u32,
     /// A packet may take several chains.
     pub(super) mergeable: bool,
@@ -37,7 +53,12 @@ impl Wire {
     pub(crate) fn of(features: u64) -> Wire {
         let mergeable = features & net::F_MRG_RXBUF != 0;
         let modern = features & virtio::F_VERSION_1 != 0;
-        let hdr = if mergeable || modern { net::HDR_LEN } else { net::HDR_LEN_LEGACY };
+        let hashed = features & net::F_HASH_REPORT != 0;
+        let hdr = match (hashed, mergeable || modern) {
+            (true, _) => net::HDR_LEN_HASH,
+            (false, true) => net::HDR_LEN,
+            (false, false) => net::HDR_LEN_LEGACY,
+        };
         Wire { hdr, mergeable, features }
     }
 

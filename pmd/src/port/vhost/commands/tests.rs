@@ -11,6 +11,8 @@ const ALL: u64 = net::F_CTRL_VQ
     | net::F_CTRL_GUEST_OFFLOADS
     | net::F_GUEST_ANNOUNCE
     | net::F_MQ
+    | net::F_RSS
+    | net::F_HASH_REPORT
     | net::F_NOTF_COAL
     | net::F_VQ_NOTF_COAL
     | net::F_GUEST_CSUM
@@ -33,6 +35,12 @@ fn mac_table(unicast: &[[u8; 6]], multicast: &[[u8; 6]]) -> Vec<u8> {
     data
 }
 
+fn rss(types: u16, table: &[u16], unclassified: u16, pairs: u16) -> Vec<u8> {
+    let numbers = [&[types, 0, table.len() as u16 - 1, unclassified][..], table, &[pairs]].concat();
+    let numbers = numbers.iter().flat_map(|n| n.to_le_bytes());
+    numbers.chain([3, 1, 2, 3]).collect()
+}
+
 fn coalesce(packets: u32, usecs: u32) -> Vec<u8> {
     [packets.to_le_bytes(), usecs.to_le_bytes()].concat()
 }
@@ -48,6 +56,11 @@ fn all() -> Vec<(u64, Vec<u8>)> {
         (net::F_CTRL_VLAN, command(ctrl::VLAN, ctrl::VLAN_DEL, &[1, 0])),
         (net::F_GUEST_ANNOUNCE, command(ctrl::ANNOUNCE, ctrl::ANNOUNCE_ACK, &[])),
         (net::F_MQ, command(ctrl::MQ, ctrl::MQ_VQ_PAIRS_SET, &[4, 0])),
+        (net::F_RSS, command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(1, &[3, 0], 2, 4))),
+        (
+            net::F_HASH_REPORT,
+            command(ctrl::MQ, ctrl::MQ_HASH_CONFIG, &[1, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 9, 1, 7]),
+        ),
         (
             net::F_CTRL_GUEST_OFFLOADS,
             command(ctrl::GUEST_OFFLOADS, ctrl::GUEST_OFFLOADS_SET, &net::F_GUEST_CSUM.to_le_bytes()),
@@ -98,9 +111,15 @@ fn values_out_of_range_are_refused() {
         command(ctrl::ANNOUNCE, 1, &[]),
         command(ctrl::MQ, ctrl::MQ_VQ_PAIRS_SET, &[0, 0]),
         command(ctrl::MQ, ctrl::MQ_VQ_PAIRS_SET, &[5, 0]),
-        // Steering by hash is not offered.
-        command(ctrl::MQ, 1, &[1, 0]),
-        command(ctrl::MQ, 2, &[1, 0]),
+        command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(0x200, &[3, 0], 2, 4)),
+        command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(1, &[4, 0], 2, 4)),
+        command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(1, &[3, 0], 4, 4)),
+        command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(1, &[3, 0, 1], 2, 4)),
+        command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(1, &[0; 256], 2, 4)),
+        command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(1, &[3, 0], 2, 5)),
+        command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(1, &[3, 0], 2, 0)),
+        command(ctrl::MQ, ctrl::MQ_HASH_CONFIG, &[0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        command(ctrl::MQ, 3, &[1, 0]),
         command(ctrl::GUEST_OFFLOADS, ctrl::GUEST_OFFLOADS_SET, &csum_off),
         command(ctrl::GUEST_OFFLOADS, 1, &[0; 8]),
         command(ctrl::NOTF_COAL, ctrl::NOTF_COAL_RX_SET, &coalesce(1, 1_000_001)),
@@ -121,7 +140,6 @@ fn delivers(commands: &Commands) -> Vec<&'static str> {
     let name = |ring| match commands.orders(ring).delivery {
         Delivery::All => "all",
         Delivery::Some(_) => "some",
-        Delivery::Nothing => "nothing",
     };
     (0..2 * PAIRS).map(name).collect()
 }
@@ -129,12 +147,19 @@ fn delivers(commands: &Commands) -> Vec<&'static str> {
 #[test]
 fn queue_pairs_in_use() {
     let mut commands = fresh();
-    let none = "nothing";
-    assert_eq!(delivers(&commands), ["all", "all", none, "all", none, "all", none, "all"]);
+    // What comes to the others goes to the first.
+    assert_eq!(delivers(&commands), ["all", "all", "some", "all", "some", "all", "some", "all"]);
+    assert!(commands.steers());
     assert!(commands.obey(&command(ctrl::MQ, 0, &[3, 0])).is_ok());
-    assert_eq!(delivers(&commands), ["all", "all", "all", "all", "all", "all", none, "all"]);
+    assert_eq!(delivers(&commands), ["all", "all", "all", "all", "all", "all", "some", "all"]);
     assert!(commands.obey(&command(ctrl::RX, ctrl::RX_PROMISC, &[0])).is_ok());
-    assert_eq!(delivers(&commands), ["some", "all", "some", "all", "some", "all", none, "all"]);
+    assert_eq!(delivers(&commands), ["some", "all", "some", "all", "some", "all", "some", "all"]);
+    assert!(commands.obey(&command(ctrl::RX, ctrl::RX_PROMISC, &[1])).is_ok());
+    assert!(commands.obey(&command(ctrl::MQ, 0, &[4, 0])).is_ok() && !commands.steers());
+    assert_eq!(delivers(&commands), ["all"; 8]);
+    assert!(commands.obey(&command(ctrl::MQ, ctrl::MQ_RSS_CONFIG, &rss(1, &[3, 0], 2, 4))).is_ok());
+    assert_eq!(delivers(&commands), ["some", "all", "some", "all", "some", "all", "some", "all"]);
+    assert!(commands.steers());
     // A front-end that keeps the control queue to itself enables rings instead.
     let all = Commands::new(ALL & !net::F_CTRL_VQ, PAIRS, MAC);
     assert_eq!(delivers(&all), ["all"; 8]);
@@ -197,7 +222,7 @@ proptest! {
     #[test]
     fn any_bytes(
         features in any::<u64>(),
-        commands in prop::collection::vec((0..17usize, prop::collection::vec((0..24usize, any::<u8>()), 0..3),
+        commands in prop::collection::vec((0..19usize, prop::collection::vec((0..24usize, any::<u8>()), 0..3),
             prop::collection::vec(any::<u8>(), 0..40), any::<bool>()), 1..20),
     ) {
         let mut state = Commands::new(features | net::F_CTRL_VQ, PAIRS, MAC);

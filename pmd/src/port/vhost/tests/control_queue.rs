@@ -9,7 +9,7 @@ use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferState
 use super::*;
 use crate::spec::net::ctrl;
 
-const CONTROL: u64 = GUEST + (1 << 20);
+pub(super) const CONTROL: u64 = GUEST + (1 << 20);
 const COMMAND: u64 = CONTROL + (1 << 16);
 const ACK: u64 = COMMAND + (1 << 17);
 const ENTRIES: u16 = 16;
@@ -27,8 +27,8 @@ const GROUP: [u8; 6] = [1, 0, 0x5e, 0, 0, 1];
 const ALL: [u8; 6] = [0xff; 6];
 
 /// A guest with one queue pair and a control queue.
-struct Commander<R> {
-    guest: Guest<R>,
+pub(super) struct Commander<R> {
+    pub(super) guest: Guest<R>,
     index: usize,
     areas: Areas,
     ring: R,
@@ -46,15 +46,19 @@ impl<R: Ring> Commander<R> {
     }
 
     /// Connected, with no ring started.
-    fn prepare(stage: &Stage, name: &str, features: u64) -> Self {
+    pub(super) fn prepare(stage: &Stage, name: &str, features: u64) -> Self {
         let guest = Guest::<R>::connect(stage, name, features | COMMANDS);
-        let index = if features & net::F_MQ != 0 { 2 * usize::from(stage.port.config.queues) } else { 2 };
+        let index = if features & (net::F_MQ | net::F_RSS) != 0 {
+            2 * usize::from(stage.port.config.queues)
+        } else {
+            2
+        };
         let areas = Areas::at(CONTROL, ENTRIES, guest.features, 4);
         let ring = R::open(&areas, &guest.table).unwrap();
         Commander { guest, index, areas, ring, kick: event(), call: event() }
     }
 
-    fn start_control(&mut self, base: u16) -> vhost::Result<()> {
+    pub(super) fn start_control(&mut self, base: u16) -> vhost::Result<()> {
         let user = |gpa: u64| gpa - GUEST + USER;
         let config = VringConfigData {
             queue_max_size: ENTRIES,
@@ -75,14 +79,14 @@ impl<R: Ring> Commander<R> {
         front.set_vring_kick(ring, &self.kick)
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) {
+    pub(super) fn write(&self, at: u64, bytes: &[u8]) {
         for (i, pair) in bytes.chunks(2).enumerate() {
             let word = u16::from_le_bytes([pair[0], *pair.get(1).unwrap_or(&0)]);
             self.guest.words.set((at - GUEST) as usize / 2 + i, word);
         }
     }
 
-    fn read(&self, at: u64, len: usize) -> Vec<u8> {
+    pub(super) fn read(&self, at: u64, len: usize) -> Vec<u8> {
         let word = |i| self.guest.words.get((at - GUEST) as usize / 2 + i).to_le_bytes();
         let mut bytes: Vec<u8> = (0..len.div_ceil(2)).flat_map(word).collect();
         bytes.truncate(len);
@@ -108,7 +112,7 @@ impl<R: Ring> Commander<R> {
     }
 
     /// Has a command carried out, in pieces like those of Linux; whether it was obeyed.
-    fn ask(&mut self, class: u8, command: u8, data: &[u8]) -> bool {
+    pub(super) fn ask(&mut self, class: u8, command: u8, data: &[u8]) -> bool {
         self.write(COMMAND, &[class, command]);
         self.write(COMMAND + 16, data);
         self.write(ACK, &[0xa5]);
