@@ -1,15 +1,18 @@
 //! M12: translations of rings and frames that come, change and go during a burst; misses that nobody answers.
 
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use pmd::spec::vhost_user::iotlb::{INVALIDATE, READ, UPDATE, WRITE};
-use pmd::spec::vhost_user::{IotlbMsg, id};
-use pmd::spec::virtio as v;
-use zerocopy::IntoBytes;
+use hugepages::Words;
+use pmd::spec::vhost_user::iotlb::{INVALIDATE, MISS, READ, UPDATE, WRITE};
+use pmd::spec::vhost_user::{FLAG_REPLY, Header, IotlbMsg, VringAddr, backend_id, id};
+use pmd::spec::{net, virtio as v};
+use pmd::vring::driver::{Areas, Packed, Ring, Segment, Split};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::front::message;
-use crate::guest::{FORMS, FRAMES, GUEST, Guest, MEMORY, PROTOCOL, USER};
+use crate::guest::{FORMS, FRAMES, GUEST, Guest, MEMORY, PROTOCOL, USER, state};
 use crate::house::{House, eventually};
 
 const PAGE: u64 = 4096;
@@ -191,4 +194,147 @@ fn m12_a_storm_of_invalidations() {
         house.stands("a storm of invalidations");
     }
     house.ends("storms of invalidations");
+}
+
+/// Where the control queue and its commands are, for the guest and for the device.
+const CONTROL: u64 = GUEST + (3 << 18);
+const COMMAND: u64 = CONTROL + 16 * PAGE;
+const AWAY: u64 = 1 << 40;
+
+/// A front-end that answers what it is asked: the control queue's addresses are [`AWAY`], others where they are, and
+/// `ACK` in one of two places.
+struct Answers<'g> {
+    guest: &'g mut Guest,
+    asks: UnixStream,
+    /// Where the second page of commands is.
+    ack: u64,
+    misses: usize,
+}
+
+impl Answers<'_> {
+    fn entry(&self, kind: u8, iova: u64) -> IotlbMsg {
+        let page = iova & !(PAGE - 1);
+        let at = match page.checked_sub(AWAY) {
+            Some(page) if page == COMMAND + PAGE => self.ack,
+            Some(page) => page,
+            None => page,
+        };
+        IotlbMsg { iova: page, ..entry(kind, at, PAGE, READ | WRITE) }
+    }
+
+    /// Answers what was asked so far.
+    fn answer(&mut self) {
+        let mut bytes = [0; size_of::<Header>() + size_of::<IotlbMsg>()];
+        // They come whole.
+        while self.asks.read_exact(&mut bytes).is_ok() {
+            let (header, body) = Header::read_from_prefix(&bytes).unwrap();
+            assert_eq!(
+                (header.request, usize::try_from(header.size).unwrap()),
+                (backend_id::IOTLB_MSG, body.len())
+            );
+            let miss = IotlbMsg::read_from_bytes(body).unwrap();
+            assert_eq!(miss.kind, MISS);
+            let reply = message(backend_id::IOTLB_MSG, FLAG_REPLY, &0u64.to_ne_bytes());
+            self.asks.write_all(&reply).unwrap();
+            let update = self.entry(UPDATE, miss.iova);
+            assert_eq!(tell(self.guest, update), Some(true));
+            self.misses += 1;
+        }
+    }
+
+    fn take_back(&mut self, iova: u64) {
+        let gone = self.entry(INVALIDATE, iova);
+        assert_eq!(tell(self.guest, gone), Some(true));
+    }
+}
+
+/// virtio 1.3 §5.1.6.5: a command and its answer, both by addresses of the IOMMU; what is taken back is asked for
+/// again, also when it is the ring.
+fn commands_by_addresses_of_the_iommu<R: Ring>(house: &House, features: u64) {
+    let wanted = net::F_CTRL_VQ | net::F_CTRL_RX;
+    let (mut guest, asks) = behind(house, features | wanted);
+    asks.set_nonblocking(true).unwrap();
+    let areas = Areas::at(CONTROL, 16, features, 4);
+    let mut ring = R::open(&areas, &guest.table).unwrap();
+    let addr = VringAddr {
+        index: 2,
+        descriptors: areas.desc + AWAY,
+        available: areas.driver + AWAY,
+        used: areas.device + AWAY,
+        ..VringAddr::default()
+    };
+    let fresh = guest.fresh();
+    let start = |guest: &mut Guest, base: u32| {
+        let index = 2u64.to_ne_bytes();
+        let Guest { front, kick, call, .. } = guest;
+        for (id, payload, fds) in [
+            (id::SET_VRING_NUM, state(2, 16), vec![]),
+            (id::SET_VRING_BASE, state(2, base), vec![]),
+            (id::SET_VRING_ADDR, addr.as_bytes().to_vec(), vec![]),
+            (id::SET_VRING_CALL, index.to_vec(), vec![call.as_fd()]),
+            (id::SET_VRING_KICK, index.to_vec(), vec![kick.as_fd()]),
+            (id::SET_VRING_ENABLE, state(2, 1), vec![]),
+        ] {
+            assert_eq!(front.tell(id, &payload, &fds), Some(true), "message {id}");
+        }
+    };
+    start(&mut guest, fresh);
+    let other = COMMAND + 5 * PAGE;
+    let mut front = Answers { guest: &mut guest, asks, ack: COMMAND + PAGE, misses: 0 };
+    let (command, ack) = (COMMAND + PAGE - 2, COMMAND + PAGE + 64);
+    let at = |gpa: u64| (gpa - GUEST) as usize / 2;
+    let ask = |front: &mut Answers<'_>, ring: &mut R, on: u16| {
+        // Class and command at the end of one page, the data at the beginning of the next.
+        front.guest.words.set(at(command), u16::from_le_bytes([0, 1]));
+        front.guest.words.set(at(front.ack), on);
+        front.guest.words.set(at(front.ack + 64), 0xa5a5);
+        let chain = [Segment::read(command + AWAY, 3), Segment::write(ack + AWAY, 1)];
+        ring.add(&chain).unwrap();
+        if ring.publish() {
+            front.guest.kick();
+        }
+        let mut used = None;
+        eventually("an answer", || {
+            front.answer();
+            used = ring.used().unwrap();
+            used.is_some()
+        });
+        assert_eq!(used.unwrap().len, 1);
+        front.guest.words.get(at(front.ack + 64))
+    };
+    assert_eq!(ask(&mut front, &mut ring, 1), 0xa500, "obeyed");
+    let misses = front.misses;
+    assert!(misses >= 3, "{misses} pages were asked for");
+    assert_eq!((ask(&mut front, &mut ring, 0), front.misses), (0xa500, misses), "all is known");
+    assert_eq!(ask(&mut front, &mut ring, 2), 0xa501, "there is no such mode");
+    // The answer goes elsewhere, from now on.
+    front.take_back(ack + AWAY);
+    front.ack = other;
+    assert_eq!(ask(&mut front, &mut ring, 1), 0xa500);
+    assert!(front.misses > misses);
+    // The ring itself is nowhere, and waits; then it goes on. It stands where it stood.
+    for area in [areas.desc, areas.driver, areas.device] {
+        let misses = front.misses;
+        front.take_back(area + AWAY);
+        assert_eq!(ask(&mut front, &mut ring, 0), 0xa500);
+        assert!(front.misses > misses);
+    }
+    front.take_back(areas.desc + AWAY);
+    let base = front.guest.stop_ring(2).unwrap();
+    start(front.guest, base);
+    assert_eq!(ask(&mut front, &mut ring, 1), 0xa500, "it goes on at {base:#x}");
+    assert!(front.guest.stop_ring(2).is_some());
+}
+
+#[test]
+fn a_control_queue_behind_an_iommu() {
+    let house = House::new("iotlb-control", |_| {});
+    for features in FORMS {
+        if features & v::F_RING_PACKED != 0 {
+            commands_by_addresses_of_the_iommu::<Packed>(&house, features);
+        } else {
+            commands_by_addresses_of_the_iommu::<Split>(&house, features);
+        }
+    }
+    house.ends("commands by addresses of the IOMMU");
 }

@@ -54,6 +54,8 @@ impl Attendant {
         let mut more = true;
         for _ in 0..COMMANDS_A_TURN {
             more = self.one(&mut obey) || self.ring.ring.arm(true);
+            // It goes on when it is known where its buffers are.
+            more &= !self.ring.ring.blocked();
             if !more || since.elapsed() > TURN {
                 break;
             }

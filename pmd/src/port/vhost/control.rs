@@ -1,17 +1,20 @@
 //! What front-ends ask of a vhost port, carried out: guest memory is mapped, rings are opened over it
 //! and handed to the queues through their doors.
 
+mod commanded;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use commanded::Desk;
 use hugepages::map::{Backing, PageSize};
 use hugepages::{DirtyLog, Map, MissingPages, OutOfRange, Region, Table, Words};
 use tracing::debug;
 
 use super::attendant::Attendant;
-use super::commands::{Answer, Commands};
+use super::commands::Commands;
 use super::door::{Caller, Door, Side, Stuck};
 use super::herald::Herald;
 use super::iommu::{self, Iommu};
@@ -25,7 +28,7 @@ use crate::spec::virtio as v;
 use crate::sys::eventfd::EventFd;
 use crate::vhost::lines::{Lines, say};
 use crate::vhost::{Ask, Files, Host, HostError, RingSetup, Signals};
-use crate::vring::iotlb::{Change, Entry, Miss};
+use crate::vring::iotlb::{Change, Entry, Miss, Want};
 use crate::vring::log::Target;
 use crate::vring::record;
 use crate::vring::{AnyVring, RingLayout, Vring, Way};
@@ -104,9 +107,8 @@ pub(super) struct Control {
     commands: Commands,
     /// What the guest is to be told has changed, and the front-end was not.
     config_changed: bool,
-    /// That queue while it runs, and its index; where it stopped when it ran last.
-    attendant: Option<(u16, Attendant)>,
-    stopped_at: Option<u32>,
+    /// That queue.
+    desk: Desk,
 }
 
 /// Where rings keep what is in flight.
@@ -185,8 +187,7 @@ impl Control {
             named,
             commands,
             config_changed: false,
-            attendant: None,
-            stopped_at: None,
+            desk: Desk::default(),
         }
     }
 
@@ -257,6 +258,7 @@ impl Control {
 
     /// Starts rings that wait until it is known where their areas are, if it is.
     fn start_waiting(&mut self) {
+        self.start_waiting_commands();
         for ring in 0..self.rings.len() {
             if self.rings[ring] == Place::Late && self.translated[ring].is_some() {
                 // Late for an `INVALIDATE`; it may have come since.
@@ -382,9 +384,7 @@ impl Control {
     }
 
     fn log_everywhere(&mut self) -> Result<(), HostError> {
-        if let Some((index, attendant)) = &mut self.attendant {
-            attendant.ring.ring.log(self.logging.target(*index), &Batch::default());
-        }
+        self.desk.log(&self.logging);
         self.log(0..self.rings.len() as u16)
     }
 
@@ -424,72 +424,6 @@ impl Control {
         }
         ring.log(self.logging.target(index), &Batch::default());
         Ok(Some(Ring::new(ring, setup.features, events, name)))
-    }
-
-    /// Whether this is the control queue that runs.
-    fn attends(&self, ring: u16) -> bool {
-        self.attendant.as_ref().is_some_and(|(index, _)| *index == ring)
-    }
-
-    fn start_commands(&mut self, setup: &RingSetup) -> Result<(), HostError> {
-        if setup.features & v::F_ACCESS_PLATFORM != 0 {
-            let what = format!("{}: a control queue behind an IOMMU is not served", self.name);
-            return Err(HostError::Ring(what.into()));
-        }
-        let ring = self.ring(setup, true)?.expect("its areas are known");
-        if self.stopped_at != Some(setup.base) {
-            // The driver has begun anew.
-            self.forget_commands(setup.features);
-            self.order_all()?;
-        }
-        self.attendant = Some((setup.index, Attendant::new(ring)));
-        Ok(())
-    }
-
-    fn forget_commands(&mut self, features: u64) {
-        self.commands = Commands::new(features, self.doors.len() as u16, self.mac);
-        (self.stopped_at, self.config_changed) = (None, false);
-    }
-
-    /// Has all rings serve the guest as it asked to be served.
-    fn order_all(&mut self) -> Result<(), HostError> {
-        if self.commands.steers() {
-            self.office.open().map_err(HostError::Files)?;
-        }
-        let out =
-            (0..self.rings.len() as u16).filter(|ring| self.rings[usize::from(*ring)] == Place::Running);
-        for ring in out.clone() {
-            self.door(ring).order(side(ring), self.commands.orders(ring));
-        }
-        // They all run.
-        let patience = self.patience.left(Instant::now()).max(LEAST_PATIENCE);
-        let (mut left, mut all) = (patience, Ok(()));
-        for ring in out {
-            if let Err(stuck) = self.door(ring).obeys(side(ring), &mut left) {
-                all = Err(late(stuck));
-            }
-        }
-        if all.is_err() {
-            self.patience.spend(patience - left);
-        }
-        all
-    }
-
-    /// Carries out a command of the guest; it is answered when every ring obeys.
-    fn command(&mut self, command: &[u8]) -> Answer {
-        let before = self.commands.clone();
-        let answer = self.commands.obey(command);
-        debug!("{}: command {:?}: {}", self.name, command.first_chunk::<2>(), answer.is_ok());
-        if self.commands == before {
-            return answer;
-        }
-        match self.order_all() {
-            Ok(()) => answer,
-            Err(late) => {
-                say!(self.lines, warn, "{}: a command of the guest: {late}", self.name);
-                Answer::ERR
-            }
-        }
     }
 
     /// Tells a ring that is with its queue where a range of I/O addresses is.
@@ -590,6 +524,7 @@ impl Host for Control {
         self.table = None;
         self.logging = Logging::default();
         self.records = None;
+        self.desk.clear();
         self.forget_commands(0);
     }
 
@@ -618,7 +553,7 @@ impl Host for Control {
         let many = setup.features & (net::F_MQ | net::F_RSS) != 0;
         let control = if many { self.rings.len() as u16 } else { 2 };
         if commanded && index == control {
-            return self.start_commands(&setup);
+            return self.start_commands(setup);
         }
         if usize::from(index) >= self.rings.len() {
             return Err(HostError::Ring(
@@ -651,17 +586,15 @@ impl Host for Control {
         let mut asked: Vec<_> = rings.iter().map(|_| None).collect();
         for from in [Side::FromGuest, Side::ToGuest] {
             for (&ring, home) in rings.iter().zip(&mut asked).filter(|(ring, _)| side(**ring) == from) {
-                if !self.attends(ring) && self.place(ring) != Place::Waiting {
+                if !self.desk.is(ring) && self.place(ring) != Place::Waiting {
                     *home = self.take(ring, &mut Duration::default()).ok();
                 }
             }
         }
         let mut bases = Vec::with_capacity(rings.len());
         for (&ring, home) in rings.iter().zip(asked) {
-            if let Some((_, attendant)) = self.attendant.take_if(|(index, _)| *index == ring) {
-                let base = attendant.ring.ring.base();
-                self.stopped_at = Some(base);
-                bases.push(Ok(base));
+            if self.desk.is(ring) {
+                bases.push(Ok(self.desk.stop()));
                 continue;
             }
             let translated = self.translated.get_mut(usize::from(ring)).and_then(Option::take);
@@ -681,7 +614,9 @@ impl Host for Control {
             self.patience.spend(patience - left);
         }
         // A front-end whose device is stopped tells no more what is nowhere.
-        if !self.rings.iter().any(|place| matches!(place, Place::Running | Place::Waiting)) {
+        if !self.rings.iter().any(|place| matches!(place, Place::Running | Place::Waiting))
+            && self.desk.idle()
+        {
             self.iommu.clear();
         }
         self.set_link();
@@ -689,10 +624,8 @@ impl Host for Control {
     }
 
     fn signals(&mut self, ring: u16, signals: &Signals) -> Result<(), HostError> {
-        if let Some((_, attendant)) = self.attendant.as_mut().filter(|(index, _)| *index == ring) {
-            attendant.ring.events = events(signals)?;
-            attendant.look();
-            return Ok(());
+        if self.desk.is(ring) {
+            return self.desk.rewire(signals);
         }
         if let Some(setup) = &mut self.translated[usize::from(ring)] {
             setup.signals = signals.clone();
@@ -739,7 +672,7 @@ impl Host for Control {
 
     fn log_used(&mut self, ring: u16, addr: &VringAddr) -> Result<(), HostError> {
         self.set_used_log(ring, addr);
-        if self.attends(ring) { self.log_everywhere() } else { self.log(std::iter::once(ring)) }
+        if self.desk.is(ring) { self.log_everywhere() } else { self.log(std::iter::once(ring)) }
     }
 
     fn make_records(&mut self, rings: u16, num: u16) -> Result<(u64, OwnedFd), HostError> {
@@ -776,26 +709,17 @@ impl Host for Control {
     }
 
     fn bell(&self) -> Option<BorrowedFd<'_>> {
-        let ring = &self.attendant.as_ref()?.1.ring;
+        let ring = &self.desk.attendant()?.ring;
         let kick = ring.events.kick.as_ref().filter(|_| ring.ring.fault().is_none());
         kick.map(AsFd::as_fd)
     }
 
     fn alarm(&self) -> Option<Instant> {
-        self.attendant.as_ref()?.1.alarm()
+        self.desk.attendant()?.alarm()
     }
 
     fn attend(&mut self) {
-        let Some((index, mut attendant)) = self.attendant.take() else { return };
-        if attendant.serve(|command| self.command(command)) {
-            let fault = attendant.ring.ring.fault().expect("retired just now");
-            let name = &attendant.ring.name;
-            say!(self.lines, warn, "{name}: ring retired: {fault}; the guest must reset its device");
-            if let Some(err) = &attendant.ring.events.err {
-                err.signal();
-            }
-        }
-        self.attendant = Some((index, attendant));
+        self.attend_commands();
     }
 
     fn advise_postcopy(&mut self) -> Result<OwnedFd, HostError> {
@@ -822,6 +746,7 @@ impl Host for Control {
         let entry = iommu::entry(update, self.table.as_deref())?;
         self.iommu.add(entry);
         (0..self.rings.len() as u16).for_each(|ring| self.tell(ring, entry));
+        self.desk.change(Change::Add(entry));
         self.start_waiting();
         Ok(())
     }
@@ -831,6 +756,7 @@ impl Host for Control {
         // What rings have wanted is known, or asked for, before it is known no more.
         self.hear();
         self.iommu.remove(range);
+        self.desk.forget(range);
         let done = self.forget(range);
         // They ask for their areas again.
         self.start_waiting();
@@ -838,12 +764,13 @@ impl Host for Control {
     }
 
     fn save(&self) -> Vec<u8> {
-        state::save(&self.commands, self.stopped_at)
+        state::save(&self.commands, self.desk.stopped_at())
     }
 
     fn load(&mut self, bytes: &[u8]) -> Result<(), HostError> {
         let loaded = state::load(bytes, self.doors.len() as u16).map_err(|e| HostError::State(e.into()))?;
-        (self.commands, self.stopped_at) = loaded;
+        self.commands = loaded.0;
+        self.desk.load(loaded.1);
         if self.commands.steers() {
             self.office.open().map_err(HostError::Files)?;
         }
@@ -891,6 +818,7 @@ impl Host for Control {
         let (Ask::Miss { iova, perm } | Ask::AccessFail { iova, perm }) = ask else { return };
         debug!("{}: the front-end has nothing at I/O address {iova:#x} for access {perm}", self.name);
         self.iommu.refused(Miss { iova, perm });
+        self.desk.change(Change::Refuse(Miss { iova, perm }));
         for ring in 0..self.rings.len() as u16 {
             if self.translated[usize::from(ring)].is_some() {
                 self.door(ring).change(side(ring), Change::Refuse(Miss { iova, perm }));
