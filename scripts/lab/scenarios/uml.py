@@ -17,6 +17,7 @@ from .takeover import Chain, lasting_tap
 # Feature bits: virtio 1.3 §5.1.3.
 CTRL_GUEST_OFFLOADS, CTRL_VQ, CTRL_RX, CTRL_VLAN, GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR, NOTF_COAL = 2, 17, 18, 19, 21, 22, 23, 53
 HASH_REPORT, RSS = 57, 60
+MAC = "02:00:00:00:00:02"
 OTHER, GROUP = "020000000077", "01005e000011"
 SEND = """
 import socket, sys
@@ -72,42 +73,46 @@ def toeplitz(key, data):
     return total
 
 
-def steering(netns, guest, mac):
-    """The guest's driver says by which hash packets come to which ring; each flow comes where that says."""
-    shown = guest.sh("ethtool -x eth0")
-    key = bytes.fromhex(re.search(r"(?:[0-9a-f]{2}:){39}[0-9a-f]{2}", shown).group(0).replace(":", ""))
-    ports, each = 64, 10
+class Flows:
+    """Datagrams of many flows for a guest, all together fewer than a ring holds, and the rings that they come to, by the hash that its driver has set."""
 
-    def come():
-        counted = guest.sh("ethtool -S eth0")
+    PORTS, EACH = range(1024, 1088), 2
+
+    def __init__(self, netns, guest, mac):
+        self.netns, self.guest, self.mac = netns, guest, mac
+        shown = guest.sh("ethtool -x eth0")
+        self.key = bytes.fromhex(re.search(r"(?:[0-9a-f]{2}:){39}[0-9a-f]{2}", shown).group(0).replace(":", ""))
+        self.addresses = bytes(map(int, f"{HOST}.{GUEST}".split(".")))
+
+    def counted(self):
+        counted = self.guest.sh("ethtool -S eth0")
         return [int(n) for _, n in sorted(re.findall(r"rx_?(?:queue_)?(\d+)_packets: (\d+)", counted))]
 
-    def expect(what, entries, wanted):
-        before = come()
-        netns.run(f"{sys.executable} -c '{FLOWS}' {mac} {HOST} {GUEST} {each} {ports}")
-        ping(guest, HOST, count=2)
-        got = [after - n for after, n in zip(come(), before)]
+    def come(self, what, table, ports=True):
+        """Sends them; each must come to the ring that the table has for its hash."""
+        wanted = [0, 0]
+        for port in self.PORTS:
+            data = self.addresses + (port.to_bytes(2, "big") + bytes([0, 9]) if ports else b"")
+            wanted[table[toeplitz(self.key, data) % len(table)]] += self.EACH
+        before = self.counted()
+        self.netns.run(f"{sys.executable} -c '{FLOWS}' {self.mac} {HOST} {GUEST} {self.EACH} {len(self.PORTS)}")
+        ping(self.guest, HOST, count=2)
+        got = [after - n for after, n in zip(self.counted(), before)]
         # Pings, and what the kernels say to each other besides.
         close = all(0 <= n - m <= 12 for n, m in zip(got, wanted))
-        check(close, f"{what}, table {entries}: packets by ring {got}, expected {wanted} and a few others")
+        check(close, f"{what}: packets by ring {got}, expected {wanted} and a few others")
         return f"{what} {got[0]}:{got[1]}"
 
-    def split(entries, data):
-        wanted = [0, 0]
-        for port in range(1024, 1024 + ports):
-            wanted[entries[toeplitz(key, data(port)) % len(entries)]] += each
-        return wanted
 
-    addresses = bytes(map(int, f"{HOST}.{GUEST}".split(".")))
-    flow = lambda port: addresses + port.to_bytes(2, "big") + bytes([0, 9])
-    words = []
-    for setting, entries in (("equal 2", [i % 2 for i in range(128)]), ("weight 1 3", [0] * 32 + [1] * 96), ("weight 0 1", [1] * 128)):
-        guest.sh(f"ethtool -X eth0 {setting}")
-        words.append(expect(setting, entries, split(entries, flow)))
-    guest.sh("ethtool -N eth0 rx-flow-hash udp4 sd; ethtool -X eth0 equal 2")
-    entries = [i % 2 for i in range(128)]
-    words.append(expect("addresses only", entries, split(entries, lambda port: addresses)))
-    guest.sh("ethtool -N eth0 rx-flow-hash udp4 sdfn")
+def steering(flows):
+    """The guest's driver says by which hash packets come to which ring; each flow comes where that says."""
+    equal, words = [i % 2 for i in range(128)], []
+    for setting, table in (("equal 2", equal), ("weight 1 3", [0] * 32 + [1] * 96), ("weight 0 1", [1] * 128)):
+        flows.guest.sh(f"ethtool -X eth0 {setting}")
+        words.append(flows.come(setting, table))
+    flows.guest.sh("ethtool -N eth0 rx-flow-hash udp4 sd; ethtool -X eth0 equal 2")
+    words.append(flows.come("addresses only", equal, ports=False))
+    flows.guest.sh("ethtool -N eth0 rx-flow-hash udp4 sdfn")
     return ", ".join(words)
 
 
@@ -160,7 +165,7 @@ def uml_control(full):
     check(filtered >= 240, f"{filtered} frames were filtered, at least 240 expected")
     figure(f"ping {small:.2f} ms; frames of 40 that arrive: {', '.join(words)}; {filtered} filtered")
 
-    figure(f"by hash, to two rings: {steering(netns, guest, OTHER)}")
+    figure(f"by hash, to two rings: {steering(Flows(netns, guest, OTHER))}")
 
     guest.sh("ethtool -C eth0 rx-usecs 200 rx-frames 16 tx-usecs 200 tx-frames 16")
     held = ping(guest, HOST)
@@ -224,6 +229,35 @@ def uml_announce(full):
         # Class 3, command 0: ANNOUNCE_ACK.
         chain.now.expect(r"command Some\(\[3, 0\]\): true", 30)
     figure(f"taken over {times} times, each time announced by the guest; ping {ping(guest, HOST):.2f} ms")
+
+
+@scenario(need, seconds=120)
+def uml_takeover(full):
+    """User-mode Linux, taken over by the next testpmd: what its driver has asked for by its control queue holds."""
+    netns, sock = Namespace(), run_dir() / "vm0.sock"
+    lasting_tap(netns)
+    netns.run(f"ip neigh add {GUEST} lladdr {MAC} dev tap0 nud permanent")
+    chain = Chain([f"vhost0,iface={sock},queues=2,packed=0,iommu-support=0,mac={MAC}", "tap0,iface=tap0"],
+                  ["--rxq=2", "--txq=2"], netns=netns.name)
+    guest = UserMode("uml", sock).up()
+    guest.address(f"{GUEST}/24")
+    guest.sh("ethtool -L eth0 combined 2; ethtool -X eth0 weight 0 1")
+    ping(guest, HOST, count=5)
+    flows, mine = Flows(netns, guest, MAC.replace(":", "")), "020000000002"
+    words = [flows.come("before", [1] * 128)]
+    for _ in range(10 if full else 3):
+        # Nothing is sent, but by the guest and the kernel of the host.
+        chain.next(lossless=False)
+        ping(guest, HOST, count=3)
+        for what, to, expected in (("own", mine, 40), ("other's", OTHER, 0), ("group", GROUP, 0)):
+            got = arrive(netns, guest, to)
+            check(got == expected, f"{what}: {got} frames arrived after {chain.n} takeovers, {expected} expected")
+        words = words[:1] + [flows.come("after", [1] * 128)]
+    guest.sh("ip link set eth0 promisc on; ethtool -X eth0 equal 2")
+    check(arrive(netns, guest, OTHER) == 40, "the last testpmd does not obey the driver")
+    words.append(flows.come("then equal 2", [i % 2 for i in range(128)]))
+    figure(f"{chain.n} takeovers, forwarding rested {max(chain.ms):.0f} ms at most; filters hold; by hash, to two rings: "
+           + ", ".join(words))
     guest.off()
     chain.quit()
     netns.close()

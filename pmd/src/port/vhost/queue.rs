@@ -287,6 +287,9 @@ impl VhostQueue {
             }
         }
         if self.leaving[Side::ToGuest as usize] {
+            if self.mail.due() {
+                self.post();
+            }
             match &self.to_guest {
                 // With a NIC, which gives up what it has: see `empty`.
                 Some(ring) if ring.ring.lent() > 0 => self.door.tell(Side::ToGuest, ring.ring.lent()),
