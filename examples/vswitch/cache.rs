@@ -20,6 +20,9 @@ const EXACT_ONE_IN: u32 = 100;
 const EXACT_WORDS: usize = 6;
 /// Lines of the signature cache, of eight places each.
 const SIGNATURES: usize = 1 << 14;
+/// Up to so many masks the classifier is asked at once: their tables are near, where a line of the signature
+/// cache seldom is when flows are many.
+const FEW_MASKS: usize = 3;
 /// Most translations of one core.
 pub const MAX_MEGAFLOWS: usize = 1 << 18;
 
@@ -124,16 +127,16 @@ impl Cache {
     }
 
     fn behind_exact(&mut self, key: &Key, hash: u64, extent: usize) -> Option<u32> {
-        let place = match self.by_signature(key, hash) {
-            Some(place) => {
-                self.hits.signature += 1;
-                place
-            }
-            None => {
-                let place = self.by_mask(key)?;
-                self.sign(hash, place);
-                place
-            }
+        let few = self.classifier.masks() <= FEW_MASKS;
+        let place = if few {
+            self.by_mask(key)?
+        } else if let Some(place) = self.by_signature(key, hash) {
+            self.hits.signature += 1;
+            place
+        } else {
+            let place = self.by_mask(key)?;
+            self.sign(hash, place);
+            place
         };
         if extent == EXACT_WORDS {
             self.remember(key, hash, place);

@@ -175,3 +175,34 @@ fn packets_are_found_in_the_nearest_cache() {
     assert_eq!(cache.hits, Hits { exact: 1, signature: 0, megaflow: 2, lookups: 2, miss: 1 });
     assert_eq!((cache.len(), cache.masks()), (1, 1));
 }
+
+#[test]
+fn among_many_masks_the_signature_of_a_packet_comes_first() {
+    let switch = switch(&[
+        "priority=9,dl_type=0x9001,actions=output:1".into(),
+        "priority=8,dl_src=00:00:00:00:00:01,actions=output:2".into(),
+        "priority=7,dl_dst=00:00:00:00:00:01,actions=output:3".into(),
+        "priority=6,vlan_tci=0x1003,actions=output:2".into(),
+    ]);
+    let mut cache = Cache::new(Arc::default());
+    let keys = [(0x9001, 0, 0, 0), (0x9002, 1, 0, 0), (0x9002, 2, 1, 0), (0x9002, 2, 2, 0x1003)].map(
+        |(kind, src, dst, tci)| {
+            let mut key = Key::default();
+            key.set_in_port(1);
+            let fields =
+                [(Field::EthType, kind), (Field::EthSrc, src), (Field::EthDst, dst), (Field::VlanTci, tci)];
+            fields.iter().for_each(|(f, v)| key.lay(*f, *v));
+            key
+        },
+    );
+    for key in &keys {
+        assert_eq!(cache.lookup(key), None);
+        cache.insert(switch.upcall(&Upcall { key, layers: Layers::default() })).unwrap();
+    }
+    assert!(cache.masks() > FEW_MASKS, "{}", cache.masks());
+    cache.hits = Hits::default();
+    let places = keys.each_ref().map(|key| cache.lookup(key));
+    assert_eq!((cache.hits.signature, cache.hits.megaflow), (0, 4));
+    assert_eq!(keys.each_ref().map(|key| cache.lookup(key)), places);
+    assert_eq!((cache.hits.signature, cache.hits.megaflow, cache.hits.miss), (4, 4, 0));
+}
