@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import os
+import pathlib
 import re
 import select
 import signal
@@ -61,6 +62,13 @@ class Process:
             if ended and not regex.search(self.seen):
                 raise RuntimeError(f"{self.name} ended (exit {self.child.wait(5)}) before {pattern!r}: {self.tail()}")
             if time.monotonic() > end and not regex.search(self.seen):
+                raise TimeoutError(f"{self.name}: no {pattern!r} in {timeout_s} s: {self.tail()}")
+
+    def logged(self, pattern, timeout_s=30):
+        """Waits until all that was printed since the start has a match of the pattern."""
+        regex, end = re.compile(pattern.encode(), re.S), time.monotonic() + timeout_s
+        while not regex.search(pathlib.Path(self.log.name).read_bytes()):
+            if not self.pump(0.05) or time.monotonic() > end:
                 raise TimeoutError(f"{self.name}: no {pattern!r} in {timeout_s} s: {self.tail()}")
 
     def tail(self):
