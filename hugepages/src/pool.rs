@@ -11,7 +11,8 @@ use crate::table::Table;
 pub const MAX_FRAMES: usize = 1 << 16;
 
 /// Where in its line a frame for packets begins: where a packet does behind a net header in a guest's buffer, so
-/// that the loads and the stores of a copy from one to the other are both aligned (4 to 8 % of a long one).
+/// that the loads and the stores of a copy from one to the other are both aligned: 1 % of a copy of 1,514 bytes, 4 %
+/// of 4,096, 8 % of 9,014 (`cargo bench -p benches --bench copy`).
 const LEAD: u32 = 12;
 
 /// Frames of one size in one mapping of our own. The frame that came home last is lent first, while

@@ -39,18 +39,20 @@ class Linerate:
                    "--frame", cell.frame, "--seconds", args.seconds, "--core", cores[1], "--json",
                    "--flows", getattr(cell, "flows", 1), *self.layouts[cell.layout]]
         driver = Process(command, "driver")
-        time.sleep(FIRST_S)
-        before = take_cores(device, running, driver)
-        own = own_until(driver, before)
-        status = driver.wait(10)
-        results = [line for line in driver.seen.decode().splitlines() if line.startswith("{")]
-        # With a result, it is the device that does not stop its rings: what it did until then counts.
-        place.check(results, f"linerate left with {status}: {driver.tail()}")
-        seen = json.loads(results[-1])
-        driver.kill()
-        device.stop(running)
-        for socket in sockets:
-            socket.unlink(missing_ok=True)
+        try:
+            time.sleep(FIRST_S)
+            before = take_cores(device, running, driver)
+            own = own_until(driver, before)
+            status = driver.wait(10)
+            results = [line for line in driver.seen.decode().splitlines() if line.startswith("{")]
+            # With a result, it is the device that does not stop its rings: what it did until then counts.
+            place.check(results, f"linerate left with {status}: {driver.tail()}")
+            seen = json.loads(results[-1])
+        finally:
+            driver.kill()
+            device.stop(running)
+            for socket in sockets:
+                socket.unlink(missing_ok=True)
         forwards = cell.mode in ("loop", "guests") and seen["sent_mpps"] > 0
         lost = max(1 - seen["received_mpps"] / seen["sent_mpps"], 0.0) if forwards else 0.0
         return {"mpps": seen["mpps"], "driver_busy": seen["driver_busy"], "own_core": own, "lost": lost,
